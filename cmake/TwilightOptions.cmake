@@ -1,0 +1,23 @@
+# Options of the build. As a dependency of another project only the library target appears.
+option(TWILIGHT_BUILD_APPS "Build the twilight program" ${PROJECT_IS_TOP_LEVEL})
+option(TWILIGHT_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(TWILIGHT_BUILD_FUZZERS "Build the fuzz targets as stand-alone replayers" ${PROJECT_IS_TOP_LEVEL})
+option(TWILIGHT_INSTALL "Generate install and package rules" ${PROJECT_IS_TOP_LEVEL})
+option(TWILIGHT_ENABLE_CUDA "Build the CUDA backend; off builds the stub that says so" OFF)
+option(TWILIGHT_WERROR "Treat warnings as errors" ${PROJECT_IS_TOP_LEVEL})
+option(TWILIGHT_ENABLE_CLANG_TIDY "Run clang-tidy while compiling" OFF)
+set(TWILIGHT_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined or thread")
+option(BUILD_SHARED_LIBS "Build libtwilight as a shared library" ON)
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_C_STANDARD 11)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
