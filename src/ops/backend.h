@@ -1,0 +1,102 @@
+#ifndef TWILIGHT_OPS_BACKEND_H_
+#define TWILIGHT_OPS_BACKEND_H_
+
+#include <memory>
+#include <string>
+
+#include "ops/params.h"
+
+namespace twilight {
+
+class ThreadPool;
+
+/// Answer of a support query: supported, or a reason a user can read.
+struct Support {
+  bool ok = true;
+  std::string reason;
+
+  explicit operator bool() const { return ok; }
+};
+
+/// The fused form of score, select, estimate and prune, where a backend has one: the four parameter
+/// blocks describe the same step; intermediate buffers (scores, estimates) may be null and then stay in
+/// the backend's own scratch.
+struct SelectAndPruneParams {
+  ScorePagesParams score;    ///< ignored unless select.mode is kByScore
+  SelectPagesParams select;
+  EstimateParams estimate;   ///< ignored where prune.criterion is kNone
+  PruneParams prune;
+};
+
+/// The seam between what is decided (sparse, model, engine) and how it is computed. One coarse virtual call
+/// per op and layer. The public functions check their parameters once, the same for every backend, and
+/// throw Error(kInvalidArgument); the do_ functions trust them. An op allocates nothing and waits for
+/// nothing but its own work. Not thread-safe: one caller at a time per backend.
+class Backend {
+ public:
+  virtual ~Backend();
+
+  /// "ref", "cpu" or "cuda".
+  [[nodiscard]] virtual std::string name() const = 0;
+  /// One line for people: name, instruction set or device, threads.
+  [[nodiscard]] virtual std::string description() const = 0;
+  /// Whether decode ops run for these shapes; the reason names the axis that does not fit.
+  [[nodiscard]] virtual Support supports(const StepCaps& caps, DType cache_dtype,
+                                         const IndexFormat& format) const = 0;
+  /// Scratch one decode op may need, the largest over the ops.
+  [[nodiscard]] virtual std::size_t workspace_bytes(const StepCaps& caps) const = 0;
+
+  void append_kv(const AppendKvParams& params);
+  void seal_pages(const SealPagesParams& params);
+  void copy_pages(const CopyPagesParams& params);
+
+  void score_pages(const ScorePagesParams& params, Workspace workspace);
+  void exact_scores(const ExactScoresParams& params, Workspace workspace);
+  void select_pages(const SelectPagesParams& params, Workspace workspace);
+  void estimate_scores(const EstimateParams& params, Workspace workspace);
+  void prune_top_p(const PruneParams& params, Workspace workspace);
+  /// All four at once; same results as one after the other.
+  void select_and_prune(const SelectAndPruneParams& params, Workspace workspace);
+  [[nodiscard]] virtual bool has_fused_select_and_prune() const { return false; }
+
+  void attend_dense(const AttendDenseParams& params, Workspace workspace);
+  void attend_sparse(const AttendSparseParams& params, Workspace workspace);
+  void attend_prefill(const AttendPrefillParams& params);
+
+  void linear(const LinearParams& params);
+  void rms_norm(const RmsNormParams& params);
+  void rope(const RopeParams& params);
+  void silu_mul(const SiluMulParams& params);
+
+ private:
+  virtual void do_append_kv(const AppendKvParams& params) = 0;
+  virtual void do_seal_pages(const SealPagesParams& params) = 0;
+  virtual void do_copy_pages(const CopyPagesParams& params) = 0;
+  virtual void do_score_pages(const ScorePagesParams& params, Workspace workspace) = 0;
+  virtual void do_exact_scores(const ExactScoresParams& params, Workspace workspace) = 0;
+  virtual void do_select_pages(const SelectPagesParams& params, Workspace workspace) = 0;
+  virtual void do_estimate_scores(const EstimateParams& params, Workspace workspace) = 0;
+  virtual void do_prune_top_p(const PruneParams& params, Workspace workspace) = 0;
+  virtual void do_select_and_prune(const SelectAndPruneParams& params, Workspace workspace);
+  virtual void do_attend_dense(const AttendDenseParams& params, Workspace workspace) = 0;
+  virtual void do_attend_sparse(const AttendSparseParams& params, Workspace workspace) = 0;
+  virtual void do_attend_prefill(const AttendPrefillParams& params) = 0;
+  virtual void do_linear(const LinearParams& params) = 0;
+  virtual void do_rms_norm(const RmsNormParams& params) = 0;
+  virtual void do_rope(const RopeParams& params) = 0;
+  virtual void do_silu_mul(const SiluMulParams& params) = 0;
+};
+
+/// Scalar reference, double accumulation, one thread.
+[[nodiscard]] std::unique_ptr<Backend> make_ref_backend();
+
+/// SIMD backend. `isa` is "auto", "scalar", "avx2", "avx512", "avx512_bf16" or "neon"; a name that is unknown, or
+/// that this machine or build lacks, throws and lists the ones available. `pool` must outlive it.
+[[nodiscard]] std::unique_ptr<Backend> make_cpu_backend(ThreadPool& pool, const std::string& isa);
+
+/// CUDA backend; throws Error(kUnsupported) where the build has none.
+[[nodiscard]] std::unique_ptr<Backend> make_cuda_backend(int device);
+
+}  // namespace twilight
+
+#endif  // TWILIGHT_OPS_BACKEND_H_
