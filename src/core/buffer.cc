@@ -9,11 +9,12 @@
 
 namespace twilight {
 
-// mmap rather than operator new: large pools start as untouched zero pages, and huge pages halve the
-// cost of walking them.
+// mmap rather than operator new: large pools start as untouched zero pages, and huge pages halve
+// the cost of walking them.
 Buffer::Buffer(std::size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
-  void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* address =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) {
     size_ = 0;
     fail(ErrorCode::kOutOfMemory, "buffer", "cannot allocate ", bytes, " bytes");

@@ -15,8 +15,8 @@ inline constexpr std::size_t kBufferAlignment = 64;
   return (bytes + alignment - 1) / alignment * alignment;
 }
 
-/// Zero-initialised memory on 64-byte boundaries (pages come lazily from the system for large sizes).
-/// Move-only. Throws Error(kOutOfMemory) naming the size.
+/// Zero-initialised memory on 64-byte boundaries (pages come lazily from the system for large
+/// sizes). Move-only. Throws Error(kOutOfMemory) naming the size.
 class Buffer {
  public:
   Buffer() = default;

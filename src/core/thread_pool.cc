@@ -16,8 +16,8 @@
 namespace twilight {
 namespace {
 
-// About 20 us on a 4 GHz core: longer than the gap between the loops of one decode step, shorter than
-// anything a user would notice as idle load.
+// About 20 us on a 4 GHz core: longer than the gap between the loops of one decode step, shorter
+// than anything a user would notice as idle load.
 constexpr int kSpinIterations = 2000;
 
 void cpu_relax() {
@@ -91,8 +91,8 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int num_threads)
     : state_(std::make_unique<State>()),
       num_threads_(num_threads == 0 ? available_processors() : num_threads) {
-  require(num_threads >= 0 && num_threads <= 1024, "threads", "number of threads, got ", num_threads,
-          ", accepted 1 to 1024, or 0 for all processors");
+  require(num_threads >= 0 && num_threads <= 1024, "threads", "number of threads, got ",
+          num_threads, ", accepted 1 to 1024, or 0 for all processors");
   for (int worker = 1; worker < num_threads_; ++worker) {
     state_->threads.emplace_back([this, worker] { state_->loop(worker); });
   }

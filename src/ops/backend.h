@@ -19,19 +19,20 @@ struct Support {
 };
 
 /// The fused form of score, select, estimate and prune, where a backend has one: the four parameter
-/// blocks describe the same step; intermediate buffers (scores, estimates) may be null and then stay in
-/// the backend's own scratch.
+/// blocks describe the same step; intermediate buffers (scores, estimates) may be null and then
+/// stay in the backend's own scratch.
 struct SelectAndPruneParams {
-  ScorePagesParams score;    ///< ignored unless select.mode is kByScore
+  ScorePagesParams score;  ///< ignored unless select.mode is kByScore
   SelectPagesParams select;
-  EstimateParams estimate;   ///< ignored where prune.criterion is kNone
+  EstimateParams estimate;  ///< ignored where prune.criterion is kNone
   PruneParams prune;
 };
 
-/// The seam between what is decided (sparse, model, engine) and how it is computed. One coarse virtual call
-/// per op and layer. The public functions check their parameters once, the same for every backend, and
-/// throw Error(kInvalidArgument); the do_ functions trust them. An op allocates nothing and waits for
-/// nothing but its own work. Not thread-safe: one caller at a time per backend.
+/// The seam between what is decided (sparse, model, engine) and how it is computed. One coarse
+/// virtual call per op and layer. The public functions check their parameters once, the same for
+/// every backend, and throw Error(kInvalidArgument); the do_ functions trust them. An op allocates
+/// nothing and waits for nothing but its own work. Not thread-safe: one caller at a time per
+/// backend.
 class Backend {
  public:
   virtual ~Backend();
@@ -90,8 +91,9 @@ class Backend {
 /// Scalar reference, double accumulation, one thread.
 [[nodiscard]] std::unique_ptr<Backend> make_ref_backend();
 
-/// SIMD backend. `isa` is "auto", "scalar", "avx2", "avx512", "avx512_bf16" or "neon"; a name that is unknown, or
-/// that this machine or build lacks, throws and lists the ones available. `pool` must outlive it.
+/// SIMD backend. `isa` is "auto", "scalar", "avx2", "avx512", "avx512_bf16" or "neon"; a name that
+/// is unknown, or that this machine or build lacks, throws and lists the ones available. `pool`
+/// must outlive it.
 [[nodiscard]] std::unique_ptr<Backend> make_cpu_backend(ThreadPool& pool, const std::string& isa);
 
 /// CUDA backend; throws Error(kUnsupported) where the build has none.

@@ -20,7 +20,7 @@ struct Workspace {
 
 /// Upper bounds from which workspace sizes follow.
 struct StepCaps {
-  std::int32_t max_seqs = 0;    ///< B
+  std::int32_t max_seqs = 0;     ///< B
   std::int32_t num_q_heads = 0;  ///< Hq
   std::int32_t num_kv_heads = 0;
   std::int32_t head_dim = 0;
@@ -29,8 +29,8 @@ struct StepCaps {
   std::int32_t max_candidate_pages = 0;  ///< largest candidate list, in pages
 };
 
-/// Which rows of a batch an op works on. Null `ids` means all of [0, count). Buffers stay indexed by
-/// the sequence number itself, so rows outside the subset are left alone.
+/// Which rows of a batch an op works on. Null `ids` means all of [0, count). Buffers stay indexed
+/// by the sequence number itself, so rows outside the subset are left alone.
 struct SeqSubset {
   const std::int32_t* ids = nullptr;  ///< [count] ascending sequence numbers
   std::int32_t count = 0;
@@ -79,8 +79,8 @@ struct CopyPagesParams {
 
 // --- selection --------------------------------------------------------------------------------
 
-/// Quest scores of sealed pages: max over the group's heads of sum_d max(q_d min_d, q_d max_d), times
-/// `scale`. Index format kQuestBf16 or kQuest4.
+/// Quest scores of sealed pages: max over the group's heads of sum_d max(q_d min_d, q_d max_d),
+/// times `scale`. Index format kQuestBf16 or kQuest4.
 struct ScorePagesParams {
   SeqSubset seqs;
   QueryView q;
@@ -101,8 +101,8 @@ struct ExactScoresParams {
   std::int64_t token_stride = 0;
 };
 
-/// Tokens that are always candidates and always kept: the first `sink_tokens`, the open page and the
-/// last `recent_pages` sealed pages.
+/// Tokens that are always candidates and always kept: the first `sink_tokens`, the open page and
+/// the last `recent_pages` sealed pages.
 struct ForcedTokens {
   std::int32_t sink_tokens = 0;
   std::int32_t recent_pages = 0;
@@ -126,8 +126,9 @@ enum class SelectMode : std::int32_t {
 };
 
 /// Picks candidate pages. The budget is clamp(ceil(fraction * N), min_tokens, max_tokens) tokens,
-/// rounded up to pages, pages with forced tokens included (they are taken even past the budget); the rest
-/// are the best scores, ties to the lower page. The list is ascending. NaN scores rank last.
+/// rounded up to pages, pages with forced tokens included (they are taken even past the budget);
+/// the rest are the best scores, ties to the lower page. The list is ascending. NaN scores rank
+/// last.
 struct SelectPagesParams {
   SeqSubset seqs;
   PagedKvView kv;
@@ -138,7 +139,7 @@ struct SelectPagesParams {
   std::int32_t max_tokens = 0;
   const float* scores = nullptr;  ///< [B, Hkv, page_stride], only for kByScore
   std::int64_t page_stride = 0;
-  std::int32_t* pages = nullptr;  ///< [B, Hkv, candidate_stride] logical page numbers
+  std::int32_t* pages = nullptr;        ///< [B, Hkv, candidate_stride] logical page numbers
   std::int32_t* page_counts = nullptr;  ///< [B, Hkv]
   std::int64_t candidate_stride = 0;    ///< capacity in pages
 
@@ -166,8 +167,8 @@ struct EstimateParams {
   const std::int32_t* pages = nullptr;        ///< [B, Hkv, candidate_stride]
   const std::int32_t* page_counts = nullptr;  ///< [B, Hkv]
   std::int64_t candidate_stride = 0;
-  /// [B, Hkv, G, estimate_stride]; entry i * P + slot is token slot of the i-th candidate page. Slots past the
-  /// sequence's end hold -inf.
+  /// [B, Hkv, G, estimate_stride]; entry i * P + slot is token slot of the i-th candidate page.
+  /// Slots past the sequence's end hold -inf.
   float* estimates = nullptr;
   std::int64_t estimate_stride = 0;  ///< >= candidate_stride * P, a multiple of 16
 };
@@ -178,8 +179,8 @@ enum class PruneCriterion : std::int32_t {
 };
 
 /// Top-p: for each query head the smallest set of candidates whose softmax mass (over candidates)
-/// reaches p, ties at the threshold kept, at least min_tokens of them; forced tokens are added; the kept set of
-/// a KV head is the union over its group. `estimates` is overwritten with scratch.
+/// reaches p, ties at the threshold kept, at least min_tokens of them; forced tokens are added; the
+/// kept set of a KV head is the union over its group. `estimates` is overwritten with scratch.
 struct PruneParams {
   SeqSubset seqs;
   PagedKvView kv;
@@ -196,8 +197,8 @@ struct PruneParams {
   std::int32_t* kept = nullptr;         ///< [B, Hkv, kept_stride] ascending token positions
   std::int32_t* kept_counts = nullptr;  ///< [B, Hkv]
   std::int64_t kept_stride = 0;         ///< >= candidate_stride * P
-  /// Per query head: its own kept count (forced included) and the softmax mass, over candidates, of the union
-  /// that will be attended. kNone gives all candidates and mass 1.
+  /// Per query head: its own kept count (forced included) and the softmax mass, over candidates, of
+  /// the union that will be attended. kNone gives all candidates and mass 1.
   std::int32_t* head_counts = nullptr;  ///< [B, Hq]
   float* head_mass = nullptr;           ///< [B, Hq]
 };
@@ -227,8 +228,8 @@ struct AttendSparseParams {
   std::int64_t out_seq_stride = 0;
 };
 
-/// Causal attention of T new tokens of one sequence; their keys and values are in the cache already, so
-/// token i sees positions 0 .. N - T + i.
+/// Causal attention of T new tokens of one sequence; their keys and values are in the cache
+/// already, so token i sees positions 0 .. N - T + i.
 struct AttendPrefillParams {
   const float* q = nullptr;  ///< [T, Hq, D] at token * q_token_stride + head * D + d
   std::int64_t q_token_stride = 0;
@@ -243,7 +244,8 @@ struct AttendPrefillParams {
 
 // --- model ops --------------------------------------------------------------------------------
 
-/// A weight matrix as the checkpoint holds it: row-major [rows, cols], possibly not aligned to its dtype.
+/// A weight matrix as the checkpoint holds it: row-major [rows, cols], possibly not aligned to its
+/// dtype.
 struct WeightView {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;
@@ -274,7 +276,8 @@ struct RmsNormParams {
   float eps = 0;
 };
 
-/// Rotary embedding in place, pairs (d, d + D / 2): x' = x cos - x_pair sin, x_pair' = x_pair cos + x sin.
+/// Rotary embedding in place, pairs (d, d + D / 2): x' = x cos - x_pair sin, x_pair' = x_pair cos +
+/// x sin.
 struct RopeParams {
   float* x = nullptr;  ///< [T, heads, D] at token * token_stride + head * D + d
   std::int64_t token_stride = 0;

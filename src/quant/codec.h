@@ -27,8 +27,8 @@ void encode_summary(SummaryKind kind, int page_size, int head_dim, std::span<con
 void decode_quest_summary(SummaryKind kind, int head_dim, const std::byte* record,
                           std::span<float> min, std::span<float> max);
 
-/// Largest difference between a key channel and its decoded estimate: half a step of the rounded scale,
-/// the f16 rounding of `zero` and what clamping at the top code adds. See docs/numerics.md.
+/// Largest difference between a key channel and its decoded estimate: half a step of the rounded
+/// scale, the f16 rounding of `zero` and what clamping at the top code adds. See docs/numerics.md.
 [[nodiscard]] float estimate_error_bound(int key_bits, float lo, float hi);
 
 }  // namespace twilight

@@ -1,0 +1,8 @@
+// Compiler target of the avx2 translation units; included first, once per unit.
+#include <hwy/detect_targets.h>
+#undef HWY_TARGET
+#define HWY_TARGET HWY_AVX2
+#define TWILIGHT_ISA avx2
+#define TWILIGHT_EXTRA_TARGETS ""
+#define TWILIGHT_HAS_VNNI 0
+#define TWILIGHT_HAS_BF16_DOT 0

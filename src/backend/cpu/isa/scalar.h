@@ -1,0 +1,8 @@
+// Compiler target of the scalar translation units; included first, once per unit.
+#include <hwy/detect_targets.h>
+#undef HWY_TARGET
+#define HWY_TARGET HWY_EMU128
+#define TWILIGHT_ISA scalar
+#define TWILIGHT_EXTRA_TARGETS ""
+#define TWILIGHT_HAS_VNNI 0
+#define TWILIGHT_HAS_BF16_DOT 0
