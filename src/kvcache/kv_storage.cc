@@ -1,1 +1,117 @@
-// filled in below
+#include "kvcache/kv_storage.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/check.h"
+
+namespace twilight {
+namespace {
+
+std::int64_t plane_bytes(const KvStorageOptions& options) {
+  return std::int64_t{options.num_kv_heads} * options.page_size * options.head_dim *
+         dtype_bytes(options.dtype);
+}
+
+// Records start on 16-byte boundaries whatever their length.
+std::int64_t record_stride(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+std::int64_t summary_stride(const KvStorageOptions& options) {
+  return record_stride(summary_record_bytes(options.index.summary, options.head_dim));
+}
+
+std::int64_t estimate_stride(const KvStorageOptions& options) {
+  if (options.index.key_bits == 0) return 0;
+  return record_stride(
+      estimate_record_bytes(options.index.key_bits, options.page_size, options.head_dim));
+}
+
+}  // namespace
+
+std::int64_t KvStorageOptions::bytes_per_page() const {
+  return num_layers *
+         (2 * plane_bytes(*this) + num_kv_heads * (summary_stride(*this) + estimate_stride(*this)));
+}
+
+KvStorage::KvStorage(const KvStorageOptions& options) : options_(options) {
+  const auto positive = [](const char* name, std::int32_t value, std::int32_t max) {
+    require(value >= 1 && value <= max, "kv_cache", name, ", got ", value, ", accepted 1 to ", max);
+  };
+  positive("num_layers", options.num_layers, 4096);
+  positive("num_kv_heads", options.num_kv_heads, 4096);
+  positive("head_dim", options.head_dim, 512);
+  positive("page_size", options.page_size, 256);
+  positive("num_pages", options.num_pages, std::numeric_limits<std::int32_t>::max() / 256);
+  require(options.index.key_bits == 0 || options.index.key_bits == 4 || options.index.key_bits == 8,
+          "kv_cache", "key_bits, got ", options.index.key_bits, ", accepted 0, 4, 8");
+  layers_.resize(static_cast<std::size_t>(options.num_layers));
+  const auto pool = [&](std::int64_t bytes_per_page) {
+    return Buffer(static_cast<std::size_t>(bytes_per_page * options.num_pages));
+  };
+  for (Layer& layer : layers_) {
+    layer.k = pool(plane_bytes(options));
+    layer.v = pool(plane_bytes(options));
+    layer.summaries = pool(options.num_kv_heads * summary_stride(options));
+    layer.estimates = pool(options.num_kv_heads * estimate_stride(options));
+  }
+}
+
+PagedKvView KvStorage::view(std::int32_t layer) const {
+  TWILIGHT_DCHECK(layer >= 0 && layer < options_.num_layers);
+  Layer& pools = layers_[static_cast<std::size_t>(layer)];
+  const std::int64_t row = options_.head_dim;
+  const std::int64_t head = row * options_.page_size;
+  const std::int64_t page = head * options_.num_kv_heads;
+  PagedKvView view;
+  view.dtype = options_.dtype;
+  view.num_kv_heads = options_.num_kv_heads;
+  view.head_dim = options_.head_dim;
+  view.page_size = options_.page_size;
+  view.k = {pools.k.data(), page, head, row};
+  view.v = {pools.v.data(), page, head, row};
+  return view;
+}
+
+KeyIndexView KvStorage::index(std::int32_t layer) const {
+  TWILIGHT_DCHECK(layer >= 0 && layer < options_.num_layers);
+  Layer& pools = layers_[static_cast<std::size_t>(layer)];
+  KeyIndexView view;
+  view.format = options_.index;
+  view.summaries = pools.summaries.data();
+  view.summary_head_stride = summary_stride(options_);
+  view.summary_page_stride = view.summary_head_stride * options_.num_kv_heads;
+  view.estimates = pools.estimates.data();
+  view.estimate_head_stride = estimate_stride(options_);
+  view.estimate_page_stride = view.estimate_head_stride * options_.num_kv_heads;
+  return view;
+}
+
+BatchTables::BatchTables(std::int32_t max_seqs, std::int32_t max_pages_per_seq)
+    : max_pages_(max_pages_per_seq) {
+  block_table_.resize(static_cast<std::size_t>(max_seqs) * static_cast<std::size_t>(max_pages_));
+  seq_lens_.resize(static_cast<std::size_t>(max_seqs));
+}
+
+void BatchTables::set(std::span<const PageTable* const> sequences) {
+  require(sequences.size() <= seq_lens_.size(), "batch", "number of sequences, got ",
+          sequences.size(), ", accepted up to ", seq_lens_.size());
+  num_seqs_ = static_cast<std::int32_t>(sequences.size());
+  for (std::size_t seq = 0; seq < sequences.size(); ++seq) {
+    const auto pages = sequences[seq]->pages();
+    require(pages.size() <= static_cast<std::size_t>(max_pages_), "batch", "sequence length, got ",
+            sequences[seq]->num_tokens(), " tokens, accepted up to ",
+            std::int64_t{max_pages_} * sequences[seq]->page_size());
+    std::copy(pages.begin(), pages.end(),
+              block_table_.begin() + static_cast<std::ptrdiff_t>(seq) * max_pages_);
+    seq_lens_[seq] = sequences[seq]->num_tokens();
+  }
+}
+
+void BatchTables::apply(PagedKvView& view) const {
+  view.num_seqs = num_seqs_;
+  view.block_table = block_table_.data();
+  view.block_table_stride = max_pages_;
+  view.seq_lens = seq_lens_.data();
+}
+
+}  // namespace twilight

@@ -1,0 +1,68 @@
+#ifndef TWILIGHT_KVCACHE_KV_STORAGE_H_
+#define TWILIGHT_KVCACHE_KV_STORAGE_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/buffer.h"
+#include "kvcache/page_table.h"
+#include "kvcache/paged_kv_view.h"
+#include "quant/index_format.h"
+
+namespace twilight {
+
+struct KvStorageOptions {
+  std::int32_t num_layers = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int32_t head_dim = 0;
+  std::int32_t page_size = 16;
+  std::int32_t num_pages = 0;
+  DType dtype = DType::kBf16;
+  IndexFormat index;
+
+  /// Bytes of one page over all layers, index included.
+  [[nodiscard]] std::int64_t bytes_per_page() const;
+};
+
+/// Host memory of a paged cache: per layer one pool of K, of V and of each index plane, laid out
+/// [page][KV head][slot][D] (K, V) and [page][KV head][record]. Memory is reserved at once and
+/// touched as pages are first written. Owns memory, launches nothing.
+class KvStorage {
+ public:
+  explicit KvStorage(const KvStorageOptions& options);
+
+  [[nodiscard]] const KvStorageOptions& options() const { return options_; }
+  /// The pools of a layer, with no sequences in it yet: set block_table, seq_lens and num_seqs.
+  [[nodiscard]] PagedKvView view(std::int32_t layer) const;
+  [[nodiscard]] KeyIndexView index(std::int32_t layer) const;
+
+ private:
+  struct Layer {
+    Buffer k, v, summaries, estimates;
+  };
+  KvStorageOptions options_;
+  mutable std::vector<Layer> layers_;  // views hand out mutable bytes of const storage
+};
+
+/// The block table and lengths of the sequences of one batch, as kernels read them. Allocates
+/// nothing while B and pages stay below the capacity given.
+class BatchTables {
+ public:
+  BatchTables(std::int32_t max_seqs, std::int32_t max_pages_per_seq);
+
+  /// Takes over the present pages and lengths of the sequences, in order.
+  void set(std::span<const PageTable* const> sequences);
+  /// Points `view` at these tables.
+  void apply(PagedKvView& view) const;
+
+ private:
+  std::int32_t max_pages_;
+  std::vector<std::int32_t> block_table_;
+  std::vector<std::int32_t> seq_lens_;
+  std::int32_t num_seqs_ = 0;
+};
+
+}  // namespace twilight
+
+#endif  // TWILIGHT_KVCACHE_KV_STORAGE_H_
