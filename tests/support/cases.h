@@ -1,0 +1,68 @@
+#ifndef TWILIGHT_TESTS_SUPPORT_CASES_H_
+#define TWILIGHT_TESTS_SUPPORT_CASES_H_
+
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "ops/params.h"
+#include "support/paged_fixture.h"
+
+namespace twilight::test {
+
+/// Numbers of a policy as the ops take them.
+struct CasePolicy {
+  SelectMode mode = SelectMode::kByScore;
+  double fraction = 0.25;
+  std::int32_t min_candidate_tokens = 64;
+  std::int32_t max_candidate_tokens = 1 << 20;
+  ForcedTokens forced{.sink_tokens = 4, .recent_pages = 1};
+  PruneCriterion criterion = PruneCriterion::kPerHead;
+  float p = 0.95F;
+  /// Every (sequence, head) has its own p around `p`; false gives `p` to all.
+  bool mixed_p = false;
+  std::int32_t min_tokens = 1;
+  bool exact_keys = false;
+};
+
+/// One decode step: everything an op or a chain of ops needs. The same list runs against every
+/// backend and instruction set.
+struct OpCase {
+  std::string name;  ///< letters, digits and underscores
+  FixtureShape shape;
+  FixtureOptions options;
+  CasePolicy policy;
+  /// The ops work on every second sequence (from number 0) through SeqSubset::ids; rows of the
+  /// others must stay untouched.
+  bool subset = false;
+
+  [[nodiscard]] PagedFixture make_fixture() const { return {shape, options}; }
+};
+
+/// Each a hostile detail, all small (milliseconds with the scalar reference).
+[[nodiscard]] const std::vector<OpCase>& corner_cases();
+/// Ordinary shapes over all dtypes, index formats and distributions.
+[[nodiscard]] const std::vector<OpCase>& correctness_cases();
+/// A few thousand tokens and more; a second or so each with the scalar reference.
+[[nodiscard]] const std::vector<OpCase>& large_cases();
+/// Corner and correctness.
+[[nodiscard]] std::vector<OpCase> standard_cases();
+/// All three.
+[[nodiscard]] std::vector<OpCase> all_cases();
+
+/// For GoogleTest messages.
+std::ostream& operator<<(std::ostream& out, const OpCase& op_case);
+void PrintTo(const OpCase& op_case, std::ostream* out);
+
+/// For INSTANTIATE_TEST_SUITE_P's name generator.
+struct CaseName {
+  template <typename Info>
+  std::string operator()(const Info& info) const {
+    return info.param.name;
+  }
+};
+
+}  // namespace twilight::test
+
+#endif  // TWILIGHT_TESTS_SUPPORT_CASES_H_
