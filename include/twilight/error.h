@@ -19,8 +19,9 @@ enum class ErrorCode {
   kInternal,         ///< a bug in this library
 };
 
-/// Thrown at the public boundary for caller mistakes, bad files and missing backends. The text is one
-/// line: `[where] what, got VALUE, accepted SET`. Expected outcomes (no free page) are never thrown.
+/// Thrown at the public boundary for caller mistakes, bad files and missing backends. The text is
+/// one line: `[where] what, got VALUE, accepted SET`. Expected outcomes (no free page) are never
+/// thrown.
 class TWILIGHT_API Error : public std::runtime_error {
  public:
   Error(ErrorCode code, const std::string& message);

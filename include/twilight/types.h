@@ -6,8 +6,8 @@
 
 #include "twilight/export.h"
 
-/// Axes, the same letters everywhere: B sequences, T tokens, Hq / Hkv query / KV heads, G = Hq / Hkv,
-/// D head dimension, P page size in tokens, N tokens in a sequence's cache.
+/// Axes, the same letters everywhere: B sequences, T tokens, Hq / Hkv query / KV heads, G = Hq /
+/// Hkv, D head dimension, P page size in tokens, N tokens in a sequence's cache.
 namespace twilight {
 
 /// Element type of weights and of the KV cache.

@@ -1,0 +1,329 @@
+#include "sparse/decode_step.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/buffer.h"
+#include "core/check.h"
+#include "sparse/audit.h"
+
+namespace twilight {
+namespace {
+
+std::int64_t round_up(std::int64_t value, std::int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
+// Longest candidate list any sequence of at most `max_tokens` tokens can have, in pages.
+std::int32_t max_candidate_pages(const SparsePolicy& policy, SelectMode mode,
+                                 const StepCaps& caps) {
+  const std::int64_t page_size = caps.page_size;
+  const std::int64_t all = (std::int64_t{caps.max_tokens} + page_size - 1) / page_size;
+  if (mode == SelectMode::kAll) return static_cast<std::int32_t>(all);
+  const std::int64_t forced =
+      (policy.sink_tokens + page_size - 1) / page_size + policy.recent_pages + 1;
+  if (mode == SelectMode::kForcedOnly) return static_cast<std::int32_t>(std::min(all, forced));
+  SelectPagesParams select;
+  select.kv.page_size = caps.page_size;
+  select.fraction = policy.candidate_fraction;
+  select.min_tokens = policy.min_candidates;
+  select.max_tokens = policy.max_candidates;
+  return static_cast<std::int32_t>(
+      std::min(all, std::max(select.budget_pages(caps.max_tokens), forced)));
+}
+
+}  // namespace
+
+IndexFormat index_format_of(const SparsePolicy& policy) {
+  if (policy.is_dense()) return {SummaryKind::kNone, 0};
+  const bool estimates = policy.prune && policy.key_bits < 16;
+  return {make_selector(policy)->summary(), estimates ? policy.key_bits : 0};
+}
+
+// Slices of the workspace. All but `ops` hold what one op hands to the next.
+struct DecodeStep::Scratch {
+  std::int32_t* dense_ids;    // [B]
+  std::int32_t* sparse_ids;   // [B]
+  StepPath* paths;            // [B]
+  float* p;                   // [B, Hq]
+  float* scores;              // [B, Hkv, pages]
+  std::int32_t* pages;        // [B, Hkv, candidate pages]
+  std::int32_t* page_counts;  // [B, Hkv]
+  float* estimates;           // [B, Hkv, G, slots]; null where the fused op keeps its own
+  std::int32_t* kept;         // [B, Hkv, slots]
+  std::int32_t* kept_counts;  // [B, Hkv]
+  std::int32_t* head_counts;  // [B, Hq]
+  float* head_mass;           // [B, Hq]
+  float* selector;
+  Workspace ops;
+  std::int64_t page_stride;
+  std::int64_t slot_stride;
+  std::size_t used_bytes;
+};
+
+DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
+  Arena arena = base == nullptr ? Arena() : Arena(base, bytes);
+  Scratch s{};
+  const std::int64_t seqs = caps_.max_seqs;
+  const std::int64_t kv_units = seqs * caps_.num_kv_heads;
+  const std::int64_t q_units = seqs * caps_.num_q_heads;
+  s.dense_ids = arena.take<std::int32_t>("dense_ids", seqs);
+  s.paths = arena.take<StepPath>("paths", seqs);
+  if (selector_ != nullptr) {
+    s.page_stride = (std::int64_t{caps_.max_tokens} + caps_.page_size - 1) / caps_.page_size;
+    s.slot_stride = round_up(std::int64_t{caps_.max_candidate_pages} * caps_.page_size, 16);
+    const bool fused =
+        policy_.prune && backend_.has_fused_select_and_prune() &&
+        (selector_->mode() != SelectMode::kByScore || selector_->scores_in_backend());
+    s.sparse_ids = arena.take<std::int32_t>("sparse_ids", seqs);
+    s.p = arena.take<float>("p", q_units);
+    if (selector_->mode() == SelectMode::kByScore) {
+      s.scores = arena.take<float>("scores", kv_units * s.page_stride);
+    }
+    s.pages = arena.take<std::int32_t>("candidate pages", kv_units * caps_.max_candidate_pages);
+    s.page_counts = arena.take<std::int32_t>("candidate counts", kv_units);
+    if (policy_.prune && !fused) {
+      s.estimates = arena.take<float>("estimates", q_units * s.slot_stride);
+    }
+    s.kept = arena.take<std::int32_t>("kept", kv_units * s.slot_stride);
+    s.kept_counts = arena.take<std::int32_t>("kept counts", kv_units);
+    s.head_counts = arena.take<std::int32_t>("head counts", q_units);
+    s.head_mass = arena.take<float>("head mass", q_units);
+    s.selector = arena.take<float>("selector", q_units * selector_->scratch_floats_per_token() *
+                                                   std::int64_t{caps_.max_tokens});
+  }
+  s.ops.bytes = backend_.workspace_bytes(caps_);
+  s.ops.data = arena.take<std::byte>("ops", static_cast<std::int64_t>(s.ops.bytes));
+  s.used_bytes = arena.used_bytes();
+  return s;
+}
+
+DecodeStep::DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps shape,
+                       DType cache_dtype)
+    : backend_(backend), policy_(policy), caps_(shape), cache_dtype_(cache_dtype) {
+  validate_policy(policy_);
+  const auto positive = [](const char* name, std::int32_t value) {
+    require(value >= 1, "decode_step", name, ", got ", value, ", accepted 1 or more");
+  };
+  positive("batch size", shape.max_seqs);
+  positive("kv heads", shape.num_kv_heads);
+  positive("query heads", shape.num_q_heads);
+  positive("head_dim", shape.head_dim);
+  positive("max_tokens", shape.max_tokens);
+  require(shape.page_size >= 1 && shape.page_size <= 256, "decode_step", "page_size, got ",
+          shape.page_size, ", accepted 1 to 256");
+  require(shape.num_q_heads % shape.num_kv_heads == 0, "decode_step", "query heads, got ",
+          shape.num_q_heads, ", accepted multiples of the ", shape.num_kv_heads, " KV heads");
+  if (!policy_.is_dense()) {
+    selector_ = make_selector(policy_);
+    caps_.max_candidate_pages = max_candidate_pages(policy_, selector_->mode(), caps_);
+  } else {
+    caps_.max_candidate_pages = 0;
+  }
+  const Support support = backend_.supports(caps_, cache_dtype, index_format_of(policy_));
+  if (!support) fail(ErrorCode::kUnsupported, "decode_step", backend_.name(), ": ", support.reason);
+  workspace_bytes_ = carve(nullptr, 0).used_bytes;
+}
+
+DecodeStep::~DecodeStep() = default;
+
+StepPath DecodeStep::path_of(std::int32_t layer, std::int32_t num_tokens, float p) const {
+  if (selector_ == nullptr) return StepPath::kDensePolicy;
+  if (layer < policy_.dense_layers) return StepPath::kDenseLayer;
+  if (num_tokens <= std::max(policy_.dense_below_tokens, 0)) return StepPath::kDenseShort;
+  const ForcedTokens forced{policy_.sink_tokens, policy_.recent_pages};
+  const std::int64_t recent_begin =
+      (std::int64_t{num_tokens} / caps_.page_size - forced.recent_pages) * caps_.page_size;
+  if (forced.sink_tokens >= recent_begin) return StepPath::kDenseAllForced;
+  if (selector_->mode() == SelectMode::kAll && (!policy_.prune || p >= 1)) {
+    return StepPath::kDenseFullMass;
+  }
+  return StepPath::kSparse;
+}
+
+void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
+                     std::span<LayerStats> stats, bool audit) {
+  const std::int32_t num_seqs = params.kv.num_seqs;
+  require(num_seqs <= caps_.max_seqs, "decode_step", "batch size, got ", num_seqs,
+          ", accepted up to ", caps_.max_seqs);
+  require(stats.empty() || stats.size() == static_cast<std::size_t>(num_seqs), "decode_step",
+          "stats entries, got ", stats.size(), ", accepted 0 or ", num_seqs);
+  const Scratch scratch = carve(workspace.data, workspace.bytes);
+  const float scale = 1.0F / std::sqrt(static_cast<float>(params.kv.head_dim));
+  const float layer_p = policy_.p_of_layer(params.layer);
+
+  SeqSubset dense{scratch.dense_ids, 0};
+  SeqSubset sparse{scratch.sparse_ids, 0};
+  for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
+    const std::int32_t n = params.kv.seq_lens[seq];
+    require(n <= caps_.max_tokens, "decode_step", "sequence length, got ", n,
+            " tokens, accepted up to ", caps_.max_tokens);
+    const float p = params.p != nullptr ? params.p[seq] : layer_p;
+    scratch.paths[seq] = path_of(params.layer, n, p);
+    if (is_dense(scratch.paths[seq])) {
+      scratch.dense_ids[dense.count++] = seq;
+    } else {
+      scratch.sparse_ids[sparse.count++] = seq;
+      std::fill_n(scratch.p + std::int64_t{seq} * caps_.num_q_heads, caps_.num_q_heads, p);
+    }
+  }
+  if (dense.count > 0) {
+    backend_.attend_dense({dense, params.q, params.kv, scale, params.out, params.out_seq_stride},
+                          scratch.ops);
+  }
+  if (sparse.count > 0) run_sparse(params, sparse, scratch);
+  for (std::int32_t seq = 0; seq < num_seqs && !stats.empty(); ++seq) {
+    LayerStats& out = stats[static_cast<std::size_t>(seq)];
+    fill_stats(params, scratch, seq, scratch.paths[seq], out);
+    if (audit) {
+      out.true_mass.assign(static_cast<std::size_t>(caps_.num_q_heads), 1.0F);
+      if (!is_dense(out.path)) {
+        const std::int64_t unit = std::int64_t{seq} * caps_.num_kv_heads;
+        audit_true_mass(backend_, params.q, params.kv, scale, seq,
+                        scratch.kept + unit * scratch.slot_stride, scratch.kept_counts + unit,
+                        scratch.slot_stride, scratch.ops, out.true_mass);
+      }
+    } else {
+      out.true_mass.clear();
+    }
+  }
+}
+
+void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seqs,
+                            const Scratch& s) {
+  const float scale = 1.0F / std::sqrt(static_cast<float>(params.kv.head_dim));
+  const ForcedTokens forced{policy_.sink_tokens, policy_.recent_pages};
+  SelectAndPruneParams step;
+  step.score = {seqs, params.q, params.kv, params.index, scale, s.scores, s.page_stride};
+  step.select.seqs = seqs;
+  step.select.kv = params.kv;
+  step.select.mode = selector_->mode();
+  step.select.forced = forced;
+  step.select.fraction = policy_.candidate_fraction;
+  step.select.min_tokens = policy_.min_candidates;
+  step.select.max_tokens = policy_.max_candidates;
+  step.select.scores = s.scores;
+  step.select.page_stride = s.page_stride;
+  step.select.pages = s.pages;
+  step.select.page_counts = s.page_counts;
+  step.select.candidate_stride = caps_.max_candidate_pages;
+
+  EstimateParams& estimate = step.estimate;
+  estimate.seqs = seqs;
+  estimate.q = params.q;
+  estimate.kv = params.kv;
+  estimate.index = params.index;
+  estimate.exact_keys = policy_.key_bits == 16;
+  estimate.scale = scale;
+  estimate.pages = s.pages;
+  estimate.page_counts = s.page_counts;
+  estimate.candidate_stride = caps_.max_candidate_pages;
+  estimate.estimates = s.estimates;
+  estimate.estimate_stride = s.slot_stride;
+
+  PruneParams& prune = step.prune;
+  prune.seqs = seqs;
+  prune.kv = params.kv;
+  prune.num_q_heads = caps_.num_q_heads;
+  prune.criterion = policy_.prune ? PruneCriterion::kPerHead : PruneCriterion::kNone;
+  prune.forced = forced;
+  prune.min_tokens = policy_.min_tokens;
+  prune.p = s.p;
+  prune.pages = s.pages;
+  prune.page_counts = s.page_counts;
+  prune.candidate_stride = caps_.max_candidate_pages;
+  prune.estimates = s.estimates;
+  prune.estimate_stride = s.slot_stride;
+  prune.kept = s.kept;
+  prune.kept_counts = s.kept_counts;
+  prune.kept_stride = s.slot_stride;
+  prune.head_counts = s.head_counts;
+  prune.head_mass = s.head_mass;
+
+  if (policy_.prune && s.estimates == nullptr) {
+    backend_.select_and_prune(step, s.ops);
+  } else {
+    if (step.select.mode == SelectMode::kByScore) {
+      selector_->score(backend_, step.score, s.selector, caps_.max_tokens, s.ops);
+    }
+    backend_.select_pages(step.select, s.ops);
+    if (policy_.prune) backend_.estimate_scores(estimate, s.ops);
+    backend_.prune_top_p(prune, s.ops);
+  }
+  AttendSparseParams attend;
+  attend.seqs = seqs;
+  attend.q = params.q;
+  attend.kv = params.kv;
+  attend.scale = scale;
+  attend.kept = s.kept;
+  attend.kept_counts = s.kept_counts;
+  attend.kept_stride = s.slot_stride;
+  attend.out = params.out;
+  attend.out_seq_stride = params.out_seq_stride;
+  backend_.attend_sparse(attend, s.ops);
+}
+
+void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, std::int32_t seq,
+                            StepPath path, LayerStats& stats) const {
+  const std::int64_t num_kv_heads = caps_.num_kv_heads;
+  const std::int64_t num_q_heads = caps_.num_q_heads;
+  const std::int32_t n = params.kv.seq_lens[seq];
+  const std::int64_t row_bytes = std::int64_t{caps_.head_dim} * dtype_bytes(params.kv.dtype);
+  stats.path = path;
+  stats.num_tokens = n;
+  stats.bytes_dense = 2 * row_bytes * n * num_kv_heads;
+  stats.candidates.assign(static_cast<std::size_t>(num_kv_heads), n);
+  stats.attended.assign(static_cast<std::size_t>(num_kv_heads), n);
+  stats.kept.assign(static_cast<std::size_t>(num_q_heads), n);
+  stats.estimated_mass.assign(static_cast<std::size_t>(num_q_heads), 1.0F);
+  stats.bytes_read = stats.bytes_dense;
+  if (is_dense(path)) return;
+
+  const std::int32_t page_size = caps_.page_size;
+  const std::int32_t sealed = params.kv.sealed_pages(seq);
+  const std::int32_t open_tokens = n % page_size;
+  const std::int64_t record_bytes =
+      policy_.key_bits == 16 ? page_size * row_bytes
+                             : estimate_record_bytes(policy_.key_bits, page_size, caps_.head_dim);
+  stats.bytes_read = 0;
+  if (selector_->mode() == SelectMode::kByScore) {
+    stats.bytes_read += num_kv_heads * sealed * selector_->bytes_per_page(params.kv);
+  }
+  for (std::int64_t head = 0; head < num_kv_heads; ++head) {
+    const std::int64_t unit = seq * num_kv_heads + head;
+    const std::int32_t count = s.page_counts[unit];
+    const bool has_open = open_tokens > 0;  // the open page is forced, so always a candidate
+    const std::int64_t sealed_candidates = count - (has_open ? 1 : 0);
+    const auto h = static_cast<std::size_t>(head);
+    stats.candidates[h] = static_cast<std::int32_t>(sealed_candidates * page_size + open_tokens);
+    stats.attended[h] = s.kept_counts[unit];
+    if (policy_.prune) {
+      stats.bytes_read += sealed_candidates * record_bytes + open_tokens * row_bytes;
+    }
+    stats.bytes_read += 2 * row_bytes * s.kept_counts[unit];
+  }
+  for (std::int64_t head = 0; head < num_q_heads; ++head) {
+    stats.kept[static_cast<std::size_t>(head)] = s.head_counts[seq * num_q_heads + head];
+    stats.estimated_mass[static_cast<std::size_t>(head)] = s.head_mass[seq * num_q_heads + head];
+  }
+}
+
+std::string_view step_path_name(StepPath path) {
+  switch (path) {
+    case StepPath::kSparse:
+      return "sparse";
+    case StepPath::kDensePolicy:
+      return "policy";
+    case StepPath::kDenseLayer:
+      return "dense layer";
+    case StepPath::kDenseShort:
+      return "short";
+    case StepPath::kDenseAllForced:
+      return "all forced";
+    case StepPath::kDenseFullMass:
+      return "p = 1";
+  }
+  return "unknown";
+}
+
+}  // namespace twilight

@@ -1,0 +1,72 @@
+#ifndef TWILIGHT_SPARSE_DECODE_STEP_H_
+#define TWILIGHT_SPARSE_DECODE_STEP_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "ops/backend.h"
+#include "sparse/selector.h"
+#include "twilight/policy.h"
+#include "twilight/stats.h"
+
+namespace twilight {
+
+/// The index planes a policy reads.
+[[nodiscard]] IndexFormat index_format_of(const SparsePolicy& policy);
+
+/// Attention of one layer for one new token of each of B sequences whose keys and values are in the
+/// cache.
+struct DecodeStepParams {
+  std::int32_t layer = 0;
+  QueryView q;  ///< [B, Hq, D]
+  PagedKvView kv;
+  KeyIndexView index;
+  /// p of each sequence in (0, 1], [B]; null takes the policy's.
+  const float* p = nullptr;
+  float* out = nullptr;  ///< [B, Hq, D]
+  std::int64_t out_seq_stride = 0;
+};
+
+/// Turns a policy into ops: which sequences run dense and why, then select, estimate, prune and
+/// attend for the rest. `run` allocates nothing unless `audit` is on. Not thread-safe; one per
+/// caller.
+class DecodeStep {
+ public:
+  /// `shape` gives B, heads, D, P and the longest N; its max_candidate_pages is derived from the
+  /// policy. Throws Error(kInvalidArgument / kUnsupported) for a bad policy or a shape the backend
+  /// cannot run.
+  DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps shape, DType cache_dtype);
+  ~DecodeStep();
+
+  /// Bytes of workspace `run` needs.
+  [[nodiscard]] std::size_t workspace_bytes() const { return workspace_bytes_; }
+  [[nodiscard]] const SparsePolicy& policy() const { return policy_; }
+  [[nodiscard]] const StepCaps& caps() const { return caps_; }
+
+  /// `stats`, if not empty, has B entries whose vectors are resized on first use and filled. With
+  /// `audit` the true kept mass is computed too, from every key.
+  void run(const DecodeStepParams& params, Workspace workspace, std::span<LayerStats> stats = {},
+           bool audit = false);
+
+  /// What `run` would do for a sequence of N tokens in a layer.
+  [[nodiscard]] StepPath path_of(std::int32_t layer, std::int32_t num_tokens, float p) const;
+
+ private:
+  struct Scratch;
+  [[nodiscard]] Scratch carve(void* base, std::size_t bytes) const;
+  void run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& scratch);
+  void fill_stats(const DecodeStepParams& params, const Scratch& scratch, std::int32_t seq,
+                  StepPath path, LayerStats& stats) const;
+
+  Backend& backend_;
+  SparsePolicy policy_;
+  std::unique_ptr<Selector> selector_;
+  StepCaps caps_;
+  DType cache_dtype_;
+  std::size_t workspace_bytes_ = 0;
+};
+
+}  // namespace twilight
+
+#endif  // TWILIGHT_SPARSE_DECODE_STEP_H_

@@ -1,0 +1,112 @@
+#include "sparse/selector.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/check.h"
+
+namespace twilight {
+
+Selector::~Selector() = default;
+
+std::int64_t Selector::bytes_per_page(const PagedKvView& kv) const {
+  return summary_record_bytes(summary(), kv.head_dim);
+}
+
+void Selector::score(Backend& /*backend*/, const ScorePagesParams& /*params*/, float* /*scratch*/,
+                     std::int64_t /*scratch_tokens*/, Workspace /*workspace*/) const {
+  fail(ErrorCode::kInternal, "selector", name(), " does not rank pages");
+}
+
+namespace {
+
+class FullSelector final : public Selector {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "full"; }
+  [[nodiscard]] SelectMode mode() const override { return SelectMode::kAll; }
+};
+
+class StreamingSelector final : public Selector {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "streaming"; }
+  [[nodiscard]] SelectMode mode() const override { return SelectMode::kForcedOnly; }
+};
+
+// Tang et al. 2024, "Quest": an upper bound of q.k over the page from per-channel min and max.
+class QuestSelector final : public Selector {
+ public:
+  explicit QuestSelector(SummaryKind kind) : kind_(kind) {}
+  [[nodiscard]] std::string_view name() const override { return "quest"; }
+  [[nodiscard]] SelectMode mode() const override { return SelectMode::kByScore; }
+  [[nodiscard]] SummaryKind summary() const override { return kind_; }
+  [[nodiscard]] bool scores_in_backend() const override { return true; }
+  void score(Backend& backend, const ScorePagesParams& params, float* /*scratch*/,
+             std::int64_t /*scratch_tokens*/, Workspace workspace) const override {
+    backend.score_pages(params, workspace);
+  }
+
+ private:
+  SummaryKind kind_;
+};
+
+// True softmax mass of a page, mean over the group's heads.
+class OracleSelector final : public Selector {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "oracle"; }
+  [[nodiscard]] SelectMode mode() const override { return SelectMode::kByScore; }
+  [[nodiscard]] int scratch_floats_per_token() const override { return 1; }
+  [[nodiscard]] std::int64_t bytes_per_page(const PagedKvView& kv) const override {
+    return std::int64_t{kv.page_size} * kv.head_dim * dtype_bytes(kv.dtype);
+  }
+  void score(Backend& backend, const ScorePagesParams& params, float* scratch,
+             std::int64_t scratch_tokens, Workspace workspace) const override {
+    ExactScoresParams exact{params.seqs,  params.q, params.kv,
+                            params.scale, scratch,  scratch_tokens};
+    backend.exact_scores(exact, workspace);
+    const std::int32_t num_kv_heads = params.kv.num_kv_heads;
+    const std::int32_t group = params.q.num_heads / num_kv_heads;
+    for (std::int32_t i = 0; i < params.seqs.count; ++i) {
+      const std::int32_t seq = params.seqs.at(i);
+      for (std::int32_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
+        float* scores =
+            params.scores + (std::int64_t{seq} * num_kv_heads + kv_head) * params.page_stride;
+        std::fill_n(scores, params.kv.sealed_pages(seq), 0.0F);
+        for (std::int32_t g = 0; g < group; ++g) {
+          const std::int64_t row = std::int64_t{seq} * params.q.num_heads + kv_head * group + g;
+          add_page_mass(scratch + row * scratch_tokens, params.kv.seq_lens[seq],
+                        params.kv.page_size, scores);
+        }
+      }
+    }
+  }
+
+ private:
+  static void add_page_mass(const float* row, std::int32_t n, std::int32_t page_size,
+                            float* scores) {
+    if (n == 0) return;
+    const float top = *std::max_element(row, row + n);
+    double total = 0;
+    for (std::int32_t t = 0; t < n; ++t) total += std::exp(static_cast<double>(row[t] - top));
+    for (std::int32_t t = 0; t < n / page_size * page_size; ++t) {
+      scores[t / page_size] +=
+          static_cast<float>(std::exp(static_cast<double>(row[t] - top)) / total);
+    }
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Selector> make_selector(const SparsePolicy& policy) {
+  if (policy.selector == "full") return std::make_unique<FullSelector>();
+  if (policy.selector == "streaming") return std::make_unique<StreamingSelector>();
+  if (policy.selector == "quest") {
+    return std::make_unique<QuestSelector>(policy.summary_bits == 4 ? SummaryKind::kQuest4
+                                                                    : SummaryKind::kQuestBf16);
+  }
+  if (policy.selector == "oracle") return std::make_unique<OracleSelector>();
+  fail(ErrorCode::kInvalidArgument, "policy", "unknown selector, got '", policy.selector,
+       "', accepted dense, full, quest, streaming, oracle");
+}
+
+}  // namespace twilight
