@@ -33,15 +33,14 @@ constexpr std::array<ArchitectureNames, 3> kArchitectures = {{
     {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2"},
 }};
 
-// Throws kUnsupported; for fields whose value is well formed but needs another forward pass.
-template <typename Value>
-[[noreturn]] void unsupported(const std::string& path, std::string_view field, const Value& value,
+// For values that are well formed but need another forward pass.
+[[noreturn]] void unsupported(const JsonReader& json, const char* field,
                               std::string_view accepted) {
-  fail(ErrorCode::kUnsupported, kWhere, path, ": ", field, ", got ", value, ", accepted ", accepted);
+  json.reject(field, accepted, ErrorCode::kUnsupported);
 }
 
 // The first entry of `architectures`, else `model_type`; where both are given they must agree.
-Architecture read_architecture(const JsonReader& json, const std::string& path) {
+Architecture read_architecture(const JsonReader& json) {
   const auto type = json.string("model_type");
   const ArchitectureNames* by_type = nullptr;
   if (type) {
@@ -49,7 +48,7 @@ Architecture read_architecture(const JsonReader& json, const std::string& path) 
       if (names.model_type == *type) by_type = &names;
     }
     if (by_type == nullptr) {
-      unsupported(path, "model_type", quoted(*type), "llama, mistral or qwen2");
+      unsupported(json, "model_type", "llama, mistral or qwen2");
     }
   }
   const nlohmann::json* list = json.find("architectures");
@@ -57,8 +56,7 @@ Architecture read_architecture(const JsonReader& json, const std::string& path) 
     if (by_type == nullptr) json.reject("model_type", "llama, mistral or qwen2");
     return by_type->architecture;
   }
-  constexpr std::string_view kAccepted =
-      "LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM";
+  constexpr std::string_view kAccepted = "LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM";
   if (!list->is_array() || list->size() != 1 || !list->front().is_string()) {
     json.reject("architectures", cat("a list of one name: ", kAccepted));
   }
@@ -66,11 +64,11 @@ Architecture read_architecture(const JsonReader& json, const std::string& path) 
   for (const auto& names : kArchitectures) {
     if (names.class_name != name) continue;
     if (by_type != nullptr && by_type != &names) {
-      json.reject("model_type", cat(quoted(names.model_type), " beside ", names.class_name));
+      json.reject("model_type", cat(quote_name(names.model_type), " beside ", names.class_name));
     }
     return names.architecture;
   }
-  unsupported(path, "architectures", quoted(name), kAccepted);
+  unsupported(json, "architectures", kAccepted);
 }
 
 int read_size(const JsonReader& json, const char* field, int high) {
@@ -85,8 +83,7 @@ void read_sizes(const JsonReader& json, ModelConfig& config) {
   config.num_kv_heads =
       static_cast<int>(json.integer_or("num_key_value_heads", 1, kMaxHeads, config.num_heads));
   if (config.num_heads % config.num_kv_heads != 0) {
-    json.reject("num_key_value_heads",
-                cat("a divisor of num_attention_heads, ", config.num_heads));
+    json.reject("num_key_value_heads", cat("a divisor of num_attention_heads, ", config.num_heads));
   }
   config.vocab_size = read_size(json, "vocab_size", kMaxVocab);
   config.max_positions = read_size(json, "max_position_embeddings", kMaxPositions);
@@ -104,8 +101,8 @@ void read_sizes(const JsonReader& json, ModelConfig& config) {
   }
   config.head_dim = config.hidden_size / config.num_heads;
   if (config.head_dim % 2 != 0 || config.head_dim > kMaxHeadDim) {
-    json.reject("head_dim", cat(accepted, "; hidden_size / num_attention_heads is ",
-                                config.head_dim));
+    json.reject("head_dim",
+                cat(accepted, "; hidden_size / num_attention_heads is ", config.head_dim));
   }
 }
 
@@ -119,8 +116,7 @@ void read_biases(const JsonReader& json, ModelConfig& config) {
 
 void read_token_ids(const JsonReader& json, ModelConfig& config) {
   if (json.has("bos_token_id")) {
-    config.bos_token_id =
-        static_cast<int>(json.integer("bos_token_id", 0, config.vocab_size - 1));
+    config.bos_token_id = static_cast<int>(json.integer("bos_token_id", 0, config.vocab_size - 1));
   }
   for (const std::int64_t id : json.integers("eos_token_id", 0, config.vocab_size - 1)) {
     config.eos_token_ids.push_back(static_cast<int>(id));
@@ -128,24 +124,24 @@ void read_token_ids(const JsonReader& json, ModelConfig& config) {
 }
 
 // Rejects what would need another forward pass.
-void check_supported(const JsonReader& json, const std::string& path, const ModelConfig& config) {
+void check_supported(const JsonReader& json, const ModelConfig& config) {
   if (const auto act = json.string("hidden_act"); act && *act != "silu") {
-    unsupported(path, "hidden_act", quoted(*act), "silu");
+    unsupported(json, "hidden_act", "silu");
   }
   if (json.has("quantization_config")) {
-    unsupported(path, "quantization_config", "an object", "null (F32, F16 or BF16 weights)");
+    unsupported(json, "quantization_config", "null (F32, F16 or BF16 weights)");
   }
   // A window that is no shorter than the context never hides a token. Qwen2 files carry a window
   // that only `use_sliding_window` turns on; Llama has none.
-  const bool windowed = config.architecture == Architecture::kMistral ||
-                        json.boolean_or("use_sliding_window", false);
+  const bool windowed =
+      config.architecture == Architecture::kMistral || json.boolean_or("use_sliding_window", false);
   if (windowed && json.has("sliding_window")) {
     const auto window = json.integer("sliding_window", 1, std::int64_t{1} << 40);
     if (window < max_context_length(config)) {
-      unsupported(path, "sliding_window", window, "null, or no less than the context length");
+      unsupported(json, "sliding_window", "null, or no less than the context length");
     }
   } else if (windowed && config.architecture == Architecture::kQwen2) {
-    unsupported(path, "use_sliding_window", "true", "false");
+    unsupported(json, "use_sliding_window", "false");
   }
   if (const auto* types = json.find("layer_types"); types != nullptr) {
     if (!types->is_array()) json.reject("layer_types", "a list of full_attention");
@@ -173,13 +169,13 @@ ModelConfig parse_config(std::string_view json_text, const std::string& path_for
   const nlohmann::json document = parse_json(json_text, kWhere, path);
   const JsonReader json(document, kWhere, path);
   ModelConfig config;
-  config.architecture = read_architecture(json, path);
+  config.architecture = read_architecture(json);
   read_sizes(json, config);
   config.tie_word_embeddings = json.boolean_or("tie_word_embeddings", false);
   read_biases(json, config);
   read_token_ids(json, config);
   config.rope = parse_rope_config(json);
-  check_supported(json, path, config);
+  check_supported(json, config);
   return config;
 }
 

@@ -17,8 +17,8 @@ enum class Architecture { kLlama, kMistral, kQwen2 };
 [[nodiscard]] std::string_view architecture_name(Architecture architecture);
 
 /// Shape and constants of a Llama-family decoder: RMSNorm, rotary attention with grouped KV heads,
-/// gated SiLU feed-forward. Every value has been checked: sizes positive and bounded, so products of
-/// any two fit in 64 bits, num_heads a multiple of num_kv_heads, head_dim even and at most 512.
+/// gated SiLU feed-forward. Every value has been checked: sizes positive and bounded, so products
+/// of any two fit in 64 bits, num_heads a multiple of num_kv_heads, head_dim even and at most 512.
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
   int hidden_size = 0;
@@ -43,11 +43,12 @@ struct ModelConfig {
   [[nodiscard]] int kv_size() const { return num_kv_heads * head_dim; }
 };
 
-/// Reads the text of a config.json; `path_for_messages` is only quoted in errors. Fields that do not
-/// change the forward pass (torch_dtype, dropout, initialisers, ...) are ignored; a field that would
-/// change it in a way not implemented is an error. A Mistral config without `sliding_window` counts as
-/// one without a window. Throws Error(kInvalidFile), or Error(kUnsupported) for another architecture,
-/// a sliding window or a quantised checkpoint: `[config] path: field, got VALUE, accepted SET`.
+/// Reads the text of a config.json; `path_for_messages` is only quoted in errors. Fields that do
+/// not change the forward pass (torch_dtype, dropout, initialisers, ...) are ignored; a field that
+/// would change it in a way not implemented is an error. A Mistral config without `sliding_window`
+/// counts as one without a window. Throws Error(kInvalidFile), or Error(kUnsupported) for another
+/// architecture, a sliding window or a quantised checkpoint: `[config] path: field, got VALUE,
+/// accepted SET`.
 [[nodiscard]] ModelConfig parse_config(std::string_view json_text,
                                        const std::string& path_for_messages);
 

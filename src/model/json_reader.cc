@@ -38,7 +38,7 @@ std::string shown(const json& value) {
 
 }  // namespace
 
-std::string quoted(std::string_view text) { return '\'' + printable(text) + '\''; }
+std::string quote_name(std::string_view text) { return '\'' + printable(text) + '\''; }
 
 json parse_json(std::string_view text, std::string_view where, const std::string& path) {
   // One set of the keys seen so far for each object that is open.
@@ -55,7 +55,7 @@ json parse_json(std::string_view text, std::string_view where, const std::string
     } else if (event == json::parse_event_t::key) {
       const auto& key = parsed.get_ref<const std::string&>();
       if (!open.back().insert(key).second) {
-        fail(ErrorCode::kInvalidFile, where, path, ": key ", quoted(key),
+        fail(ErrorCode::kInvalidFile, where, path, ": key ", quote_name(key),
              ", got it twice in one object, accepted once");
       }
     }
@@ -72,8 +72,7 @@ JsonReader::JsonReader(const json& object, std::string_view where, const std::st
                        std::string prefix)
     : object_(object), where_(where), path_(path), prefix_(std::move(prefix)) {
   if (!object.is_object()) {
-    const std::string name =
-        prefix_.empty() ? "document" : prefix_.substr(0, prefix_.size() - 1);
+    const std::string name = prefix_.empty() ? "document" : prefix_.substr(0, prefix_.size() - 1);
     fail(ErrorCode::kInvalidFile, where_, path_, ": ", name, ", got ", shown(object),
          ", accepted an object");
   }
@@ -86,9 +85,9 @@ const json* JsonReader::find(const char* field) const {
 
 bool JsonReader::has(const char* field) const { return find(field) != nullptr; }
 
-void JsonReader::reject(const char* field, std::string_view accepted) const {
+void JsonReader::reject(const char* field, std::string_view accepted, ErrorCode code) const {
   const json* value = find(field);
-  fail(ErrorCode::kInvalidFile, where_, path_, ": ", prefix_, field, ", got ",
+  fail(code, where_, path_, ": ", prefix_, field, ", got ",
        value == nullptr ? (object_.contains(field) ? "null" : "nothing") : shown(*value),
        ", accepted ", accepted);
 }

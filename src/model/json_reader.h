@@ -8,23 +8,26 @@
 #include <string_view>
 #include <vector>
 
+#include "twilight/error.h"
+
 namespace twilight {
 
 /// `text` in single quotes, one printable line: control and non-ASCII bytes become \xNN, and long
 /// text is cut. For names that come from files.
-[[nodiscard]] std::string quoted(std::string_view text);
+[[nodiscard]] std::string quote_name(std::string_view text);
 
-/// Parses one JSON document. Throws Error(kInvalidFile) `[where] path: ...` for a syntax error, a key
-/// that occurs twice in one object, or more than 64 levels of nesting.
+/// Parses one JSON document. Throws Error(kInvalidFile) `[where] path: ...` for a syntax error, a
+/// key that occurs twice in one object, or more than 64 levels of nesting.
 [[nodiscard]] nlohmann::json parse_json(std::string_view text, std::string_view where,
                                         const std::string& path);
 
 /// Typed access to the fields of one JSON object. A field that is absent or null counts as missing.
-/// Every error is Error(kInvalidFile) `[where] path: field, got VALUE, accepted SET`. Keeps references
-/// to its constructor arguments.
+/// Every error is Error(kInvalidFile) `[where] path: field, got VALUE, accepted SET`. Keeps
+/// references to its constructor arguments.
 class JsonReader {
  public:
-  /// `prefix` goes before field names in messages, e.g. "rope_scaling.". Throws unless `object` is one.
+  /// `prefix` goes before field names in messages, e.g. "rope_scaling.". Throws unless `object` is
+  /// one.
   JsonReader(const nlohmann::json& object, std::string_view where, const std::string& path,
              std::string prefix = {});
 
@@ -48,7 +51,8 @@ class JsonReader {
   [[nodiscard]] JsonReader object(const char* field) const;
 
   /// Throws the error for `field` with the value it holds.
-  [[noreturn]] void reject(const char* field, std::string_view accepted) const;
+  [[noreturn]] void reject(const char* field, std::string_view accepted,
+                           ErrorCode code = ErrorCode::kInvalidFile) const;
 
  private:
   std::int64_t integer_value(const nlohmann::json& value, const char* field, std::int64_t low,

@@ -20,14 +20,14 @@ std::optional<std::string> read_type(const JsonReader& fields) {
   const auto current = fields.string("rope_type");
   const auto older = fields.string("type");
   if (current && older && *current != *older) {
-    fields.reject("type", cat("the same as rope_type, ", quoted(*current)));
+    fields.reject("type", cat("the same as rope_type, ", quote_name(*current)));
   }
   return current ? current : older;
 }
 
 void check_full_rotation(const JsonReader& fields) {
   if (fields.number_or("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0) {
-    fields.reject("partial_rotary_factor", "1 (every dimension rotated)");
+    fields.reject("partial_rotary_factor", "1 (every dimension rotated)", ErrorCode::kUnsupported);
   }
 }
 
@@ -49,7 +49,8 @@ void read_scaling(const JsonReader& fields, const std::string& type, RopeConfig&
     rope.original_max_positions =
         fields.integer("original_max_position_embeddings", 1, kMaxPositions);
   } else {
-    fields.reject(fields.has("rope_type") ? "rope_type" : "type", kAcceptedTypes);
+    fields.reject(fields.has("rope_type") ? "rope_type" : "type", kAcceptedTypes,
+                  ErrorCode::kUnsupported);
   }
 }
 

@@ -22,13 +22,14 @@ class SafetensorsWriter {
  public:
   void add(const std::string& name, const std::string& dtype,
            const std::vector<std::int64_t>& shape, const std::string& bytes) {
-    header_ += header_.empty() ? "{" : ",";
-    header_ += '"' + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":[";
+    header_ += header_.empty() ? "{\"" : ",\"";
+    header_.append(name).append("\":{\"dtype\":\"").append(dtype).append("\",\"shape\":[");
     for (std::size_t i = 0; i < shape.size(); ++i) {
-      header_ += (i == 0 ? "" : ",") + std::to_string(shape[i]);
+      if (i != 0) header_ += ',';
+      header_ += std::to_string(shape[i]);
     }
-    header_ += "],\"data_offsets\":[" + std::to_string(data_.size()) + ',' +
-               std::to_string(data_.size() + bytes.size()) + "]}";
+    header_.append("],\"data_offsets\":[").append(std::to_string(data_.size()));
+    header_.append(",").append(std::to_string(data_.size() + bytes.size())).append("]}");
     data_ += bytes;
   }
   /// `padding` spaces after the header move the data off its alignment.

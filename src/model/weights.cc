@@ -1,0 +1,175 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "core/check.h"
+#include "model/finite_scan.h"
+#include "model/json_reader.h"
+
+namespace twilight {
+namespace {
+
+constexpr std::string_view kWhere = "weights";
+constexpr std::int64_t kScanChunkBytes = std::int64_t{4} << 20;
+
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string out = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) out += cat(i == 0 ? "" : ", ", shape[i]);
+  return out + ']';
+}
+
+// Hands out tensors by name, checks their shapes and remembers which were used.
+class TensorPicker {
+ public:
+  TensorPicker(const Checkpoint& checkpoint, ModelWeights& totals)
+      : checkpoint_(checkpoint), totals_(totals) {}
+
+  TensorView take(const std::string& name, const std::vector<std::int64_t>& shape) {
+    if (!checkpoint_.contains(name)) {
+      fail(ErrorCode::kInvalidFile, kWhere, checkpoint_.path_of(name), ": tensor ",
+           quote_name(name), ", got nothing, accepted shape ", shape_text(shape));
+    }
+    TensorView view = checkpoint_.tensor(name);
+    if (view.shape != shape) {
+      fail(ErrorCode::kInvalidFile, kWhere, checkpoint_.path_of(name), ": tensor ",
+           quote_name(name), " shape, got ", shape_text(view.shape), ", accepted ",
+           shape_text(shape));
+    }
+    totals_.parameters += view.elements();
+    totals_.bytes += view.bytes;
+    used_.insert(name);
+    taken_.push_back(view);
+    return view;
+  }
+
+  TensorView take_if(bool wanted, const std::string& name, const std::vector<std::int64_t>& shape) {
+    return wanted ? take(name, shape) : TensorView{};
+  }
+
+  // Throws for a tensor of the checkpoint that nobody took.
+  void check_all_used(bool tied) const {
+    for (const std::string& name : checkpoint_.names()) {
+      if (used_.count(name) != 0 || name.ends_with("rotary_emb.inv_freq")) continue;
+      if (tied && name == "lm_head.weight") continue;
+      fail(ErrorCode::kInvalidFile, kWhere, checkpoint_.path_of(name), ": tensor ",
+           quote_name(name),
+           ", got one that config.json has no place for, accepted only the model's own tensors");
+    }
+  }
+
+  [[nodiscard]] const std::vector<TensorView>& taken() const { return taken_; }
+
+ private:
+  const Checkpoint& checkpoint_;
+  ModelWeights& totals_;
+  std::set<std::string> used_;
+  std::vector<TensorView> taken_;
+};
+
+LayerWeights take_layer(TensorPicker& picker, const ModelConfig& config, int index) {
+  const std::string layer = cat("model.layers.", index, '.');
+  const std::string attention = layer + "self_attn.";
+  const std::string mlp = layer + "mlp.";
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t inner = config.intermediate_size;
+  const std::int64_t q = config.q_size();
+  const std::int64_t kv = config.kv_size();
+  LayerWeights out;
+  out.input_norm = picker.take(layer + "input_layernorm.weight", {hidden});
+  out.q_proj = picker.take(attention + "q_proj.weight", {q, hidden});
+  out.k_proj = picker.take(attention + "k_proj.weight", {kv, hidden});
+  out.v_proj = picker.take(attention + "v_proj.weight", {kv, hidden});
+  out.o_proj = picker.take(attention + "o_proj.weight", {hidden, q});
+  out.q_bias = picker.take_if(config.qkv_bias, attention + "q_proj.bias", {q});
+  out.k_bias = picker.take_if(config.qkv_bias, attention + "k_proj.bias", {kv});
+  out.v_bias = picker.take_if(config.qkv_bias, attention + "v_proj.bias", {kv});
+  out.o_bias = picker.take_if(config.o_bias, attention + "o_proj.bias", {hidden});
+  out.post_norm = picker.take(layer + "post_attention_layernorm.weight", {hidden});
+  out.gate_proj = picker.take(mlp + "gate_proj.weight", {inner, hidden});
+  out.up_proj = picker.take(mlp + "up_proj.weight", {inner, hidden});
+  out.down_proj = picker.take(mlp + "down_proj.weight", {hidden, inner});
+  out.gate_bias = picker.take_if(config.mlp_bias, mlp + "gate_proj.bias", {inner});
+  out.up_bias = picker.take_if(config.mlp_bias, mlp + "up_proj.bias", {inner});
+  out.down_bias = picker.take_if(config.mlp_bias, mlp + "down_proj.bias", {hidden});
+  return out;
+}
+
+const char* non_finite_name(const TensorView& tensor, std::int64_t element) {
+  const int size = dtype_bytes(tensor.dtype);
+  std::uint32_t bits = 0;
+  for (int byte = 0; byte < size; ++byte) {
+    bits |= std::to_integer<std::uint32_t>(tensor.data[element * size + byte]) << (8 * byte);
+  }
+  std::uint32_t mantissa = bits & 0x007fffffU;
+  if (tensor.dtype == DType::kF16) mantissa = bits & 0x03ffU;
+  if (tensor.dtype == DType::kBf16) mantissa = bits & 0x007fU;
+  if (mantissa != 0) return "NaN";
+  return (bits >> (8 * size - 1)) != 0 ? "-infinity" : "infinity";
+}
+
+// Scans all tensors in chunks, and throws for the first bad element in the order of `tensors`,
+// whatever the number of threads.
+void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& checkpoint,
+                  ThreadPool* pool) {
+  struct Chunk {
+    const TensorView* tensor;
+    std::int64_t offset;
+    std::int64_t bytes;
+  };
+  std::vector<Chunk> chunks;
+  for (const TensorView& tensor : tensors) {
+    for (std::int64_t offset = 0; offset < tensor.bytes; offset += kScanChunkBytes) {
+      chunks.push_back({&tensor, offset, std::min(kScanChunkBytes, tensor.bytes - offset)});
+    }
+  }
+  const auto count = static_cast<std::int64_t>(chunks.size());
+  std::atomic<std::int64_t> first_bad{count};
+  const auto scan = [&](std::int64_t index, int /*worker*/) {
+    if (index > first_bad.load(std::memory_order_relaxed)) return;
+    const Chunk& chunk = chunks[static_cast<std::size_t>(index)];
+    if (!has_non_finite(chunk.tensor->dtype, chunk.tensor->data + chunk.offset, chunk.bytes)) {
+      return;
+    }
+    std::int64_t seen = first_bad.load(std::memory_order_relaxed);
+    while (index < seen && !first_bad.compare_exchange_weak(seen, index)) {
+    }
+  };
+  if (pool != nullptr) {
+    pool->parallel_for(count, scan);
+  } else {
+    for (std::int64_t index = 0; index < count; ++index) scan(index, 0);
+  }
+  if (first_bad == count) return;
+  const Chunk& chunk = chunks[static_cast<std::size_t>(first_bad.load())];
+  const TensorView& tensor = *chunk.tensor;
+  const std::int64_t element =
+      chunk.offset / dtype_bytes(tensor.dtype) +
+      find_non_finite(tensor.dtype, tensor.data + chunk.offset, chunk.bytes);
+  fail(ErrorCode::kInvalidFile, kWhere, checkpoint.path_of(tensor.name), ": tensor ",
+       quote_name(tensor.name), " element ", element, " of ", tensor.elements(), ", got ",
+       non_finite_name(tensor, element), ", accepted finite numbers");
+}
+
+}  // namespace
+
+ModelWeights load_weights(const std::string& model_dir, const ModelConfig& config,
+                          const LoadOptions& options) {
+  ModelWeights out;
+  out.checkpoint = std::make_shared<const Checkpoint>(model_dir);
+  TensorPicker picker(*out.checkpoint, out);
+  const std::vector<std::int64_t> table = {config.vocab_size, config.hidden_size};
+  out.embed = picker.take("model.embed_tokens.weight", table);
+  out.layers.reserve(static_cast<std::size_t>(config.num_layers));
+  for (int i = 0; i < config.num_layers; ++i) out.layers.push_back(take_layer(picker, config, i));
+  out.final_norm = picker.take("model.norm.weight", {config.hidden_size});
+  out.lm_head = config.tie_word_embeddings ? out.embed : picker.take("lm_head.weight", table);
+  picker.check_all_used(config.tie_word_embeddings);
+  if (options.check_finite) check_finite(picker.taken(), *out.checkpoint, options.pool);
+  return out;
+}
+
+}  // namespace twilight
