@@ -1,0 +1,198 @@
+#ifndef TWILIGHT_ENGINE_H_
+#define TWILIGHT_ENGINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "twilight/device.h"
+#include "twilight/export.h"
+#include "twilight/kv_cache.h"
+#include "twilight/policy.h"
+#include "twilight/stats.h"
+
+namespace twilight {
+
+/// Called during long work with what is done and the total, in the caller's thread. Returning false
+/// stops the work at the next convenient place.
+using Progress = std::function<bool(std::int64_t done, std::int64_t total)>;
+
+struct ModelInfo {
+  std::string path;
+  std::string architecture;  ///< e.g. "LlamaForCausalLM"
+  std::int32_t num_layers = 0, hidden_size = 0, intermediate_size = 0;
+  std::int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
+  std::int32_t vocab_size = 0;
+  std::int32_t max_context = 0;  ///< tokens the model was made for
+  std::string rope;              ///< "default", "linear" or "llama3"
+  double rope_theta = 0;
+  std::int64_t parameters = 0;
+  std::int64_t weight_bytes = 0;
+  std::string weight_dtype;  ///< of the largest tensors
+  bool tied_embeddings = false;
+  std::optional<std::int32_t> bos_token;
+  std::vector<std::int32_t> eos_tokens;
+};
+
+/// A checkpoint folder in Hugging Face form: config.json, safetensors (mapped, not copied),
+/// tokenizer.json or tokenizer.model. Const and thread-safe once loaded; copies share it.
+class TWILIGHT_API Model {
+ public:
+  /// Throws Error naming file, field, value and what is accepted. Every weight is checked to be
+  /// finite.
+  static Model load(const std::string& directory, const Progress& progress = {});
+  ~Model();
+  Model(const Model&);
+  Model& operator=(const Model&);
+
+  [[nodiscard]] const ModelInfo& info() const;
+  /// Token ids of a text; begins with the model's first token where it has one and `add_bos` is
+  /// set.
+  [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text, bool add_bos = true) const;
+  /// Valid UTF-8.
+  [[nodiscard]] std::string decode(std::span<const std::int32_t> ids) const;
+  /// Bytes one token adds; maybe part of a character.
+  [[nodiscard]] std::string token_bytes(std::int32_t id) const;
+
+  struct Impl;
+  [[nodiscard]] const Impl& impl() const { return *impl_; }
+
+ private:
+  explicit Model(std::shared_ptr<const Impl> impl);
+  std::shared_ptr<const Impl> impl_;
+};
+
+/// Assembles streamed tokens into valid UTF-8, holding back incomplete characters. One per stream.
+class TWILIGHT_API TextStream {
+ public:
+  explicit TextStream(const Model& model);
+  ~TextStream();
+  TextStream(TextStream&&) noexcept;
+  TextStream& operator=(TextStream&&) noexcept;
+  [[nodiscard]] std::string push(std::int32_t token);
+  [[nodiscard]] std::string flush();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+struct EngineOptions {
+  SparsePolicy policy;
+  std::int32_t max_context = 0;  ///< longest sequence in tokens; 0 takes the model's
+  std::int32_t max_seqs = 1;     ///< largest decode batch
+  std::int64_t cache_tokens =
+      0;  ///< cache capacity in tokens over all sequences; 0: max_seqs * max_context
+  std::int32_t page_size = 16;
+  DType cache_dtype = DType::kBf16;
+  std::int32_t prefill_chunk = 512;  ///< tokens run at once
+  bool full_precision = false;       ///< f32 products in prefill, for exact comparisons
+};
+
+/// Runs a model over a paged cache: dense chunked prefill, decode through the policy. Not
+/// thread-safe.
+class TWILIGHT_API Engine {
+ public:
+  Engine(const Device& device, const Model& model, const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  [[nodiscard]] const Model& model() const;
+  [[nodiscard]] const Device& device() const;
+  [[nodiscard]] KvCache& cache();
+  [[nodiscard]] const EngineOptions& options() const;
+  /// The policy in force, with dense_below_tokens settled.
+  [[nodiscard]] const SparsePolicy& policy() const;
+  /// Changes the policy; the index of pages in use is recomputed where its planes differ.
+  void set_policy(const SparsePolicy& policy);
+
+  enum class Status {
+    kOk,
+    kOutOfPages,  ///< nothing has changed; free a sequence and try again
+    kCancelled,   ///< `progress` said so; the sequence holds what was done
+  };
+
+  /// Runs tokens after what the sequence holds, densely. Logits [vocab] of the last token go to
+  /// `logits` unless it is empty. Throws Error(kInvalidArgument) where the context would pass
+  /// max_context.
+  [[nodiscard]] Status prefill(Sequence& sequence, std::span<const std::int32_t> tokens,
+                               std::span<float> logits = {}, const Progress& progress = {});
+
+  /// One token for each of B sequences; logits [B, vocab].
+  [[nodiscard]] Status decode(std::span<Sequence* const> sequences,
+                              std::span<const std::int32_t> tokens, std::span<float> logits);
+
+  /// Statistics of decode steps: per layer and sequence of the last step, and totals since
+  /// `reset_totals`. `audit` adds the true kept mass, at the price of reading every key.
+  void collect_stats(bool on, bool audit = false);
+  [[nodiscard]] std::span<const LayerStats> last_stats(std::int32_t layer) const;
+  [[nodiscard]] const DecodeTotals& totals() const;
+  void reset_totals();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+struct SamplingOptions {
+  double temperature = 0;  ///< 0: greedy
+  std::int32_t top_k = 0;  ///< 0: off
+  double top_p = 1;        ///< nucleus of the sampler, (0, 1]
+  std::uint64_t seed = 0;
+};
+
+/// Draws tokens from logits. The same seed and logits give the same tokens on every machine.
+class TWILIGHT_API Sampler {
+ public:
+  /// Throws Error(kInvalidArgument) naming the option.
+  explicit Sampler(const SamplingOptions& options);
+  [[nodiscard]] std::int32_t sample(std::span<const float> logits);
+
+ private:
+  SamplingOptions options_;
+  std::uint64_t state_;
+  std::vector<std::pair<float, std::int32_t>> sorted_;
+};
+
+enum class FinishReason { kStop, kLength, kCancelled, kOutOfPages };
+/// "stop", "length", "cancelled", "out of pages".
+[[nodiscard]] TWILIGHT_API std::string_view finish_reason_name(FinishReason reason);
+
+struct GenerateOptions {
+  std::int32_t max_tokens = 128;
+  SamplingOptions sampling;
+  bool stop_at_eos = true;
+  /// Called for every token, the first included; returning false ends the generation after it.
+  std::function<bool(std::int32_t token)> on_token;
+  /// Called after every decode step, when the engine's last_stats are those of the step.
+  std::function<void()> on_step;
+};
+
+struct GenerateResult {
+  std::vector<std::int32_t> tokens;  ///< without the end token
+  FinishReason reason = FinishReason::kLength;
+  double decode_seconds = 0;  ///< of the decode steps
+  std::int64_t decode_steps = 0;
+};
+
+/// Continues a sequence whose last logits are `logits` [vocab] (from prefill or decode).
+[[nodiscard]] TWILIGHT_API GenerateResult generate(Engine& engine, Sequence& sequence,
+                                                   std::span<const float> logits,
+                                                   const GenerateOptions& options);
+
+/// GB/s that the device's threads read from memory, best of a few passes over `bytes` of distinct
+/// memory.
+[[nodiscard]] TWILIGHT_API double measure_read_bandwidth(const Device& device,
+                                                         std::int64_t bytes = std::int64_t{1}
+                                                                              << 29);
+
+}  // namespace twilight
+
+#endif  // TWILIGHT_ENGINE_H_
