@@ -14,10 +14,17 @@ namespace twilight {
 // ---------------------------------------------------------------------------------------------
 // Estimates: low-bit keys, one per token and KV head, asymmetric over D.
 //
-//   lo, hi = min, max over D of the token's key (f32)
-//   zero   = f16(lo), clamped to the finite range; scale = f16((hi - lo) / levels), levels = 2^bits
-//   - 1 code_d = clamp(round_half_even((k_d - zero) / scale), 0, levels), 0 where scale is 0 (all
-//   in f32) k_d   ~= scale * code_d + zero
+//   levels = 2^bits - 1
+//
+//   lo, hi = min, max over D of the token's key, -0 counted as +0
+//
+//   zero   = f16(lo); scale = f16((hi - lo) / levels), both clamped to the finite range
+//
+//   code_d = clamp(round_half_even((k_d - zero) / scale), 0, levels), 0 where scale is 0
+//
+//   k_d   ~= scale * code_d + zero
+//
+// all in f32. Keys are finite: one that is not gives some record, never a fault.
 //
 // A record is a sequence of tiles of 16 tokens (the last tile of a page is padded with zero codes,
 // scale 0, zero 0). A tile is codes, then 16 scales (f16), then 16 zeros (f16):
@@ -51,10 +58,10 @@ enum class SummaryKind : std::int32_t {
   /// Per-channel min then max over the page's tokens, bf16: [min 0..D) [max 0..D). Rounded outwards
   /// where the cache holds more precision than bf16, so the bounds stay bounds.
   kQuestBf16 = 1,
-  /// The same vectors at 4 bits, nearest. Byte j of D / 2: low nibble channel j, high nibble
-  /// channel j + D / 2; min codes, max codes, then f16 min scale, min zero, max scale, max zero and
-  /// 8 bytes of zero. Each vector is quantised over its D channels by the estimate rule above with
-  /// 15 levels.
+  /// The same vectors before that rounding, at 4 bits, nearest. Byte j of D / 2: low nibble channel
+  /// j, high nibble channel j + D / 2; min codes, max codes, then f16 min scale, min zero, max
+  /// scale, max zero and 8 bytes of zero. Each vector is quantised over its D channels by the
+  /// estimate rule above with 15 levels.
   kQuest4 = 2,
 };
 
