@@ -45,15 +45,28 @@ KvStorage::KvStorage(const KvStorageOptions& options) : options_(options) {
   require(options.index.key_bits == 0 || options.index.key_bits == 4 || options.index.key_bits == 8,
           "kv_cache", "key_bits, got ", options.index.key_bits, ", accepted 0, 4, 8");
   layers_.resize(static_cast<std::size_t>(options.num_layers));
-  const auto pool = [&](std::int64_t bytes_per_page) {
-    return Buffer(static_cast<std::size_t>(bytes_per_page * options.num_pages));
+  const auto bytes = static_cast<std::size_t>(plane_bytes(options) * options.num_pages);
+  for (Layer& layer : layers_) {
+    layer.k = Buffer(bytes);
+    layer.v = Buffer(bytes);
+  }
+  make_index_planes();
+}
+
+void KvStorage::make_index_planes() {
+  const auto pool = [&](std::int64_t record_bytes) {
+    return Buffer(
+        static_cast<std::size_t>(record_bytes * options_.num_kv_heads * options_.num_pages));
   };
   for (Layer& layer : layers_) {
-    layer.k = pool(plane_bytes(options));
-    layer.v = pool(plane_bytes(options));
-    layer.summaries = pool(options.num_kv_heads * summary_stride(options));
-    layer.estimates = pool(options.num_kv_heads * estimate_stride(options));
+    layer.summaries = pool(summary_stride(options_));
+    layer.estimates = pool(estimate_stride(options_));
   }
+}
+
+void KvStorage::set_index_format(const IndexFormat& format) {
+  options_.index = format;
+  make_index_planes();
 }
 
 PagedKvView KvStorage::view(std::int32_t layer) const {

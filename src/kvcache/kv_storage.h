@@ -36,8 +36,12 @@ class KvStorage {
   /// The pools of a layer, with no sequences in it yet: set block_table, seq_lens and num_seqs.
   [[nodiscard]] PagedKvView view(std::int32_t layer) const;
   [[nodiscard]] KeyIndexView index(std::int32_t layer) const;
+  /// Replaces the index planes by empty ones of another format; records must be computed anew.
+  void set_index_format(const IndexFormat& format);
 
  private:
+  void make_index_planes();
+
   struct Layer {
     Buffer k, v, summaries, estimates;
   };

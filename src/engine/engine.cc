@@ -1,0 +1,205 @@
+#include "twilight/engine.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/check.h"
+#include "engine/crossover.h"
+#include "engine/device_impl.h"
+#include "engine/model_impl.h"
+#include "model/transformer.h"
+#include "twilight/attention.h"
+
+namespace twilight {
+namespace {
+
+class PrefillPort final : public AttentionPort {
+ public:
+  PrefillPort(Attention& attention, bool full_precision)
+      : attention_(attention), full_precision_(full_precision) {}
+  void append(std::int32_t layer, const float* k, const float* v) override {
+    attention_.append(layer, k, v);
+  }
+  void attend(std::int32_t layer, const float* q, float* out) override {
+    attention_.prefill(layer, q, out, full_precision_);
+  }
+
+ private:
+  Attention& attention_;
+  bool full_precision_;
+};
+
+class DecodePort final : public AttentionPort {
+ public:
+  explicit DecodePort(Attention& attention) : attention_(attention) {}
+  void append(std::int32_t layer, const float* k, const float* v) override {
+    attention_.append(layer, k, v);
+  }
+  void attend(std::int32_t layer, const float* q, float* out) override {
+    attention_.decode(layer, q, out);
+  }
+
+ private:
+  Attention& attention_;
+};
+
+EngineOptions settle(EngineOptions options, const ModelInfo& info) {
+  if (options.max_context == 0) options.max_context = info.max_context;
+  const auto in_range = [](const char* name, std::int64_t value, std::int64_t max) {
+    require(value >= 1 && value <= max, "engine", name, ", got ", value, ", accepted 1 to ", max);
+  };
+  in_range("max_context", options.max_context, info.max_context);
+  in_range("max_seqs", options.max_seqs, 65536);
+  in_range("prefill_chunk", options.prefill_chunk, 65536);
+  in_range("page_size", options.page_size, 256);
+  if (options.cache_tokens == 0) {
+    options.cache_tokens = std::int64_t{options.max_seqs} * options.max_context;
+  }
+  require(options.cache_tokens >= 1, "engine", "cache_tokens, got ", options.cache_tokens,
+          ", accepted 1 or more");
+  options.prefill_chunk = std::min(options.prefill_chunk, options.max_context);
+  return options;
+}
+
+KvCacheOptions cache_options(const EngineOptions& options, const ModelInfo& info) {
+  KvCacheOptions cache;
+  cache.num_layers = info.num_layers;
+  cache.num_kv_heads = info.num_kv_heads;
+  cache.head_dim = info.head_dim;
+  cache.page_size = options.page_size;
+  cache.dtype = options.cache_dtype;
+  // One page more per sequence: the last page of each may be partly filled.
+  cache.num_pages = narrow<std::int32_t>(
+      (options.cache_tokens + options.page_size - 1) / options.page_size + options.max_seqs);
+  return cache;
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(const Device& device_in, const Model& model_in, const EngineOptions& options_in)
+      : device(device_in),
+        model(model_in),
+        options(settle(options_in, model_in.info())),
+        cache(device, cache_options(options, model.info()), options.policy),
+        transformer(*device.impl().backend, model.impl().config, model.impl().weights,
+                    std::max(options.prefill_chunk, options.max_seqs), options.full_precision) {
+    chunk.resize(static_cast<std::size_t>(std::max(options.prefill_chunk, options.max_seqs)));
+    make_attention(options.policy);
+  }
+
+  void make_attention(SparsePolicy policy) {
+    if (!policy.is_dense() && policy.dense_below_tokens == SparsePolicy::kDenseBelowAuto) {
+      policy.dense_below_tokens =
+          measure_crossover(*device.impl().backend,
+                            {options.max_seqs, model.info().num_q_heads, model.info().num_kv_heads,
+                             model.info().head_dim, options.page_size, options.max_context, 0},
+                            options.cache_dtype, policy);
+    }
+    cache.set_index(policy);
+    attention = std::make_unique<Attention>(
+        cache, policy,
+        AttentionLimits{model.info().num_q_heads, options.max_seqs, options.max_context});
+    attention->collect_stats(collect, audit);
+  }
+
+  void add_totals(std::size_t num_seqs) {
+    for (std::int32_t layer = 0; layer < model.info().num_layers; ++layer) {
+      for (const LayerStats& stats : attention->stats(layer)) totals.add(stats);
+    }
+    totals.steps += static_cast<std::int64_t>(num_seqs);
+  }
+
+  Device device;
+  Model model;
+  EngineOptions options;
+  KvCache cache;
+  Transformer transformer;
+  std::unique_ptr<Attention> attention;
+  std::vector<std::int32_t> chunk;  // positions of the tokens in flight
+  DecodeTotals totals;
+  bool collect = true;
+  bool audit = false;
+};
+
+Engine::Engine(const Device& device, const Model& model, const EngineOptions& options)
+    : impl_(std::make_unique<Impl>(device, model, options)) {}
+Engine::~Engine() = default;
+
+const Model& Engine::model() const { return impl_->model; }
+const Device& Engine::device() const { return impl_->device; }
+KvCache& Engine::cache() { return impl_->cache; }
+const EngineOptions& Engine::options() const { return impl_->options; }
+const SparsePolicy& Engine::policy() const { return impl_->attention->policy(); }
+
+void Engine::set_policy(const SparsePolicy& policy) {
+  validate_policy(policy);
+  impl_->make_attention(policy);
+  impl_->options.policy = policy;
+}
+
+Engine::Status Engine::prefill(Sequence& sequence, std::span<const std::int32_t> tokens,
+                               std::span<float> logits, const Progress& progress) {
+  Impl& im = *impl_;
+  const auto total = static_cast<std::int64_t>(tokens.size());
+  require(total >= 1, "prefill", "number of tokens, got 0, accepted 1 or more");
+  require(total <= im.options.max_context - sequence.num_tokens(), "prefill", "context, got ",
+          sequence.num_tokens() + total, " tokens, accepted up to ", im.options.max_context);
+  PrefillPort port(*im.attention, im.options.full_precision);
+  Sequence* const batch[] = {&sequence};
+  for (std::int64_t done = 0; done < total;) {
+    if (progress && !progress(done, total)) return Status::kCancelled;
+    const auto count =
+        static_cast<std::int32_t>(std::min<std::int64_t>(im.options.prefill_chunk, total - done));
+    const std::span<std::int32_t> positions(im.chunk.data(), static_cast<std::size_t>(count));
+    std::iota(positions.begin(), positions.end(), sequence.num_tokens());
+    if (!im.attention->begin(batch, count)) return Status::kOutOfPages;
+    try {
+      im.transformer.forward(tokens.subspan(static_cast<std::size_t>(done), positions.size()),
+                             positions, port);
+    } catch (...) {
+      im.attention->rollback();
+      throw;
+    }
+    done += count;
+    if (done == total && !logits.empty()) im.transformer.logits(count - 1, 1, logits);
+  }
+  if (progress) (void)progress(total, total);
+  return Status::kOk;
+}
+
+Engine::Status Engine::decode(std::span<Sequence* const> sequences,
+                              std::span<const std::int32_t> tokens, std::span<float> logits) {
+  Impl& im = *impl_;
+  require(sequences.size() == tokens.size(), "decode", "number of tokens, got ", tokens.size(),
+          ", accepted one for each of the ", sequences.size(), " sequences");
+  for (std::size_t i = 0; i < sequences.size() && i < im.chunk.size(); ++i) {
+    im.chunk[i] = sequences[i]->num_tokens();
+  }
+  if (!im.attention->begin(sequences, 1)) return Status::kOutOfPages;
+  DecodePort port(*im.attention);
+  try {
+    im.transformer.forward(tokens, {im.chunk.data(), sequences.size()}, port);
+    im.transformer.logits(0, static_cast<std::int32_t>(sequences.size()), logits);
+  } catch (...) {
+    im.attention->rollback();
+    throw;
+  }
+  if (im.collect) im.add_totals(sequences.size());
+  return Status::kOk;
+}
+
+void Engine::collect_stats(bool on, bool audit) {
+  impl_->collect = on;
+  impl_->audit = audit;
+  impl_->attention->collect_stats(on, audit);
+}
+
+std::span<const LayerStats> Engine::last_stats(std::int32_t layer) const {
+  return impl_->attention->stats(layer);
+}
+
+const DecodeTotals& Engine::totals() const { return impl_->totals; }
+void Engine::reset_totals() { impl_->totals = {}; }
+
+}  // namespace twilight

@@ -1,0 +1,72 @@
+#include "twilight/kv_cache.h"
+
+#include <vector>
+
+#include "engine/kv_cache_impl.h"
+#include "sparse/decode_step.h"
+
+namespace twilight {
+
+Sequence::Sequence(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Sequence::Sequence(Sequence&&) noexcept = default;
+Sequence& Sequence::operator=(Sequence&&) noexcept = default;
+Sequence::~Sequence() = default;
+
+std::int32_t Sequence::num_tokens() const { return impl_->table.num_tokens(); }
+std::int32_t Sequence::num_pages() const {
+  return static_cast<std::int32_t>(impl_->table.pages().size());
+}
+void Sequence::truncate(std::int32_t num_tokens) { impl_->table.truncate(num_tokens); }
+Sequence Sequence::fork() const {
+  return Sequence(std::make_unique<Impl>(Impl{impl_->table.fork()}));
+}
+
+KvCache::KvCache(const Device& device, const KvCacheOptions& options, const SparsePolicy& policy) {
+  validate_policy(policy);
+  KvStorageOptions storage;
+  storage.num_layers = options.num_layers;
+  storage.num_kv_heads = options.num_kv_heads;
+  storage.head_dim = options.head_dim;
+  storage.page_size = options.page_size;
+  storage.num_pages = options.num_pages;
+  storage.dtype = options.dtype;
+  storage.index = index_format_of(policy);
+  impl_ = std::make_unique<Impl>(device, options, storage);
+}
+
+KvCache::~KvCache() = default;
+
+Sequence KvCache::new_sequence() {
+  return Sequence(std::make_unique<Sequence::Impl>(
+      Sequence::Impl{PageTable(impl_->pool, impl_->options.page_size)}));
+}
+
+const KvCacheOptions& KvCache::options() const { return impl_->options; }
+std::int32_t KvCache::free_pages() const { return impl_->pool.free_pages(); }
+std::int64_t KvCache::bytes_per_page() const { return impl_->storage.options().bytes_per_page(); }
+
+void KvCache::set_index(const SparsePolicy& policy) {
+  validate_policy(policy);
+  const IndexFormat have = impl_->storage.options().index;
+  IndexFormat need = index_format_of(policy);
+  if (covers(have, need)) return;
+  if (need.summary == SummaryKind::kNone) need.summary = have.summary;
+  if (need.key_bits == 0) need.key_bits = have.key_bits;
+  impl_->storage.set_index_format(need);
+
+  // Open pages get a record too; it means nothing and is overwritten when they are sealed.
+  std::vector<std::int32_t> used;
+  for (std::int32_t page = 0; page < impl_->pool.num_pages(); ++page) {
+    if (impl_->pool.ref_count(page) > 0) used.push_back(page);
+  }
+  for (std::int32_t layer = 0; layer < impl_->options.num_layers; ++layer) {
+    SealPagesParams seal;
+    seal.kv = impl_->storage.view(layer);
+    seal.index = impl_->storage.index(layer);
+    seal.pages = used.data();
+    seal.num_pages = static_cast<std::int32_t>(used.size());
+    if (seal.num_pages > 0) impl_->backend().seal_pages(seal);
+  }
+}
+
+}  // namespace twilight

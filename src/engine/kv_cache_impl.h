@@ -1,0 +1,38 @@
+#ifndef TWILIGHT_ENGINE_KV_CACHE_IMPL_H_
+#define TWILIGHT_ENGINE_KV_CACHE_IMPL_H_
+
+#include <utility>
+
+#include "engine/device_impl.h"
+#include "kvcache/kv_storage.h"
+#include "kvcache/page_table.h"
+#include "twilight/kv_cache.h"
+
+namespace twilight {
+
+struct Sequence::Impl {
+  PageTable table;
+};
+
+struct KvCache::Impl {
+  Impl(const Device& device_in, const KvCacheOptions& options_in,
+       const KvStorageOptions& storage_in)
+      : device(device_in), options(options_in), storage(storage_in), pool(storage_in.num_pages) {}
+
+  Backend& backend() { return *device.impl().backend; }
+
+  Device device;
+  KvCacheOptions options;
+  KvStorage storage;
+  PagePool pool;
+};
+
+/// Whether an index in format `have` serves a policy that needs `need`.
+[[nodiscard]] inline bool covers(const IndexFormat& have, const IndexFormat& need) {
+  return (need.summary == SummaryKind::kNone || need.summary == have.summary) &&
+         (need.key_bits == 0 || need.key_bits == have.key_bits);
+}
+
+}  // namespace twilight
+
+#endif  // TWILIGHT_ENGINE_KV_CACHE_IMPL_H_

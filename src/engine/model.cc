@@ -1,0 +1,77 @@
+#include <algorithm>
+
+#include "core/check.h"
+#include "core/thread_pool.h"
+#include "engine/model_impl.h"
+#include "twilight/engine.h"
+
+namespace twilight {
+
+Model::Model(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+Model::~Model() = default;
+Model::Model(const Model&) = default;
+Model& Model::operator=(const Model&) = default;
+
+Model Model::load(const std::string& directory, const Progress& progress) {
+  auto impl = std::make_shared<Impl>();
+  impl->config = load_config(directory);
+  const ModelConfig& config = impl->config;
+  impl->tokenizer = load_tokenizer(directory, config.bos_token_id);
+  require(impl->tokenizer->vocab_size() <= config.vocab_size, "model", directory,
+          ": tokenizer vocabulary, got ", impl->tokenizer->vocab_size(),
+          " tokens, accepted up to the vocab_size ", config.vocab_size, " of config.json");
+  ThreadPool pool(0);
+  LoadOptions options;
+  options.pool = &pool;
+  options.progress = progress;
+  impl->weights = load_weights(directory, config, options);
+
+  ModelInfo& info = impl->info;
+  info.path = directory;
+  info.architecture = architecture_name(config.architecture);
+  info.num_layers = config.num_layers;
+  info.hidden_size = config.hidden_size;
+  info.intermediate_size = config.intermediate_size;
+  info.num_q_heads = config.num_heads;
+  info.num_kv_heads = config.num_kv_heads;
+  info.head_dim = config.head_dim;
+  info.vocab_size = config.vocab_size;
+  info.max_context = narrow<std::int32_t>(
+      std::min<std::int64_t>(max_context_length(config), std::int64_t{1} << 30));
+  info.rope = rope_scaling_name(config.rope.scaling);
+  info.rope_theta = config.rope.theta;
+  info.parameters = impl->weights.parameters;
+  info.weight_bytes = impl->weights.bytes;
+  info.weight_dtype = dtype_name(impl->weights.layers.front().down_proj.dtype);
+  info.tied_embeddings = config.tie_word_embeddings;
+  info.bos_token = config.bos_token_id;
+  info.eos_tokens.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
+  return Model(std::move(impl));
+}
+
+const ModelInfo& Model::info() const { return impl_->info; }
+
+std::vector<std::int32_t> Model::encode(std::string_view text, bool add_bos) const {
+  return impl_->tokenizer->encode(text, add_bos && impl_->config.bos_token_id.has_value());
+}
+
+std::string Model::decode(std::span<const std::int32_t> ids) const {
+  return impl_->tokenizer->decode(ids);
+}
+
+std::string Model::token_bytes(std::int32_t id) const { return impl_->tokenizer->token_bytes(id); }
+
+struct TextStream::Impl {
+  Model model;  // keeps the tokenizer alive
+  StreamDecoder decoder;
+};
+
+TextStream::TextStream(const Model& model)
+    : impl_(std::make_unique<Impl>(Impl{model, StreamDecoder(*model.impl().tokenizer)})) {}
+TextStream::~TextStream() = default;
+TextStream::TextStream(TextStream&&) noexcept = default;
+TextStream& TextStream::operator=(TextStream&&) noexcept = default;
+std::string TextStream::push(std::int32_t token) { return impl_->decoder.push(token); }
+std::string TextStream::flush() { return impl_->decoder.flush(); }
+
+}  // namespace twilight
