@@ -15,6 +15,8 @@ namespace {
 
 constexpr std::string_view kWhere = "weights";
 constexpr std::int64_t kScanChunkBytes = std::int64_t{4} << 20;
+// Chunks between two reports of progress.
+constexpr std::int64_t kScanGroupChunks = 64;
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   std::string out = "[";
@@ -114,7 +116,7 @@ const char* non_finite_name(const TensorView& tensor, std::int64_t element) {
 // Scans all tensors in chunks, and throws for the first bad element in the order of `tensors`,
 // whatever the number of threads.
 void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& checkpoint,
-                  ThreadPool* pool) {
+                  const LoadOptions& options) {
   struct Chunk {
     const TensorView* tensor;
     std::int64_t offset;
@@ -138,10 +140,21 @@ void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& chec
     while (index < seen && !first_bad.compare_exchange_weak(seen, index)) {
     }
   };
-  if (pool != nullptr) {
-    pool->parallel_for(count, scan);
-  } else {
-    for (std::int64_t index = 0; index < count; ++index) scan(index, 0);
+  std::int64_t total_bytes = 0;
+  for (const Chunk& chunk : chunks) total_bytes += chunk.bytes;
+  std::int64_t done_bytes = 0;
+  for (std::int64_t begin = 0; begin < count; begin += kScanGroupChunks) {
+    const std::int64_t group = std::min(kScanGroupChunks, count - begin);
+    const auto scan_in_group = [&](std::int64_t i, int worker) { scan(begin + i, worker); };
+    if (options.pool != nullptr) {
+      options.pool->parallel_for(group, scan_in_group);
+    } else {
+      for (std::int64_t i = 0; i < group; ++i) scan_in_group(i, 0);
+    }
+    for (std::int64_t i = 0; i < group; ++i) {
+      done_bytes += chunks[static_cast<std::size_t>(begin + i)].bytes;
+    }
+    if (options.progress) (void)options.progress(done_bytes, total_bytes);
   }
   if (first_bad == count) return;
   const Chunk& chunk = chunks[static_cast<std::size_t>(first_bad.load())];
@@ -168,7 +181,7 @@ ModelWeights load_weights(const std::string& model_dir, const ModelConfig& confi
   out.final_norm = picker.take("model.norm.weight", {config.hidden_size});
   out.lm_head = config.tie_word_embeddings ? out.embed : picker.take("lm_head.weight", table);
   picker.check_all_used(config.tie_word_embeddings);
-  if (options.check_finite) check_finite(picker.taken(), *out.checkpoint, options.pool);
+  if (options.check_finite) check_finite(picker.taken(), *out.checkpoint, options);
   return out;
 }
 

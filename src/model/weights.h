@@ -2,6 +2,7 @@
 #define TWILIGHT_MODEL_WEIGHTS_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -49,6 +50,8 @@ struct ModelWeights {
 struct LoadOptions {
   bool check_finite = true;  ///< scan every weight for NaN and infinity; reads the whole checkpoint
   ThreadPool* pool = nullptr;  ///< shares out the scan; null scans on the calling thread
+  /// Called on the calling thread with bytes scanned and in all; the result is ignored.
+  std::function<bool(std::int64_t done, std::int64_t total)> progress;
 };
 
 /// Maps the checkpoint in `model_dir` and finds the tensors that `config` asks for. Rotary tables
