@@ -5,6 +5,7 @@
 #   nlohmann/json  config.json, tokenizer.json, safetensors headers, JSON reports
 #   PCRE2          pre-tokeniser patterns with Unicode classes and look-ahead
 #   SentencePiece  tokenizer.model files
+#   utf8proc       Unicode normal forms of tokenizers
 #   CLI11          command line of the program
 #   GoogleTest     tests
 include(FindPkgConfig)
@@ -15,6 +16,7 @@ find_package(nlohmann_json 3.10 REQUIRED)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 if(TWILIGHT_BUILD_APPS)
   find_package(CLI11 REQUIRED)
 endif()

@@ -1,0 +1,21 @@
+#ifndef TWILIGHT_MODEL_TOKENIZER_BPE_TOKENIZER_H_
+#define TWILIGHT_MODEL_TOKENIZER_BPE_TOKENIZER_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "model/tokenizer/tokenizer.h"
+
+namespace twilight {
+
+/// Tokenizer from the text of a tokenizer.json with a BPE model, byte-level or with byte fallback.
+/// Post-processor templates, truncation and padding are ignored. `file` names it in messages.
+/// Throws Error(kInvalidFile) for what is malformed, Error(kUnsupported) for what is not supported.
+[[nodiscard]] std::unique_ptr<Tokenizer> load_bpe_tokenizer(
+    std::string_view json, const std::string& file, std::optional<std::int32_t> bos_id = {});
+
+}  // namespace twilight
+
+#endif  // TWILIGHT_MODEL_TOKENIZER_BPE_TOKENIZER_H_
