@@ -1,17 +1,126 @@
+#include <algorithm>
+
 #include "backend/cpu/cpu_backend.h"
-#include "core/check.h"
 
 namespace twilight::cpu {
+namespace {
 
-std::size_t CpuBackend::index_workspace_bytes(const StepCaps&) const { return 0; }
-void CpuBackend::do_score_pages(const ScorePagesParams&, Workspace) {
-  fail(ErrorCode::kInternal, "cpu", "not built yet");
+// Tokens of one task, in whole pages: some 100 KiB of index records, a few microseconds.
+constexpr std::int64_t kScoreTaskTokens = 4096;
+constexpr std::int64_t kEstimateTaskTokens = 1024;
+constexpr std::int64_t kExactTaskTokens = 512;
+
+std::int64_t tile_pages(std::int64_t tokens, std::int32_t page_size) {
+  return std::max<std::int64_t>(1, tokens / page_size);
 }
-void CpuBackend::do_exact_scores(const ExactScoresParams&, Workspace) {
-  fail(ErrorCode::kInternal, "cpu", "not built yet");
+
+// A worker's prepared query and the unit it belongs to. Tasks come in ascending order, so a worker
+// prepares a unit's query once.
+struct alignas(kBufferAlignment) WorkerQuery {
+  std::int64_t unit = -1;
+};
+
+struct TileScratch {
+  std::int64_t* first_tile = nullptr;  // [units + 1] unit u owns tiles [first[u], first[u + 1])
+  std::byte* queries = nullptr;        // per worker: WorkerQuery, then the prepared query
+  std::size_t worker_bytes = 0;
+
+  TileScratch(Arena& arena, std::int64_t units, int head_dim, int group, int workers)
+      : first_tile(arena.take<std::int64_t>("first_tile", units + 1)),
+        worker_bytes(sizeof(WorkerQuery) + prepared_query_bytes(head_dim, group)) {
+    queries = arena.take<std::byte>("queries", static_cast<std::int64_t>(worker_bytes) * workers);
+  }
+  [[nodiscard]] WorkerQuery* worker(int index) const {
+    return reinterpret_cast<WorkerQuery*>(queries + worker_bytes * static_cast<std::size_t>(index));
+  }
+};
+
+// Cuts length(seq, head) items of every unit into tiles and runs them: prepare(unit, query) where a
+// worker turns to another unit, run(unit, query, begin, end) for each tile.
+template <typename Params, typename Length, typename Prepare, typename Run>
+void for_each_tile(ThreadPool& pool, const Params& params, Workspace workspace, std::int64_t tile,
+                   const Length& length, const Prepare& prepare, const Run& run) {
+  const std::int32_t heads = params.kv.num_kv_heads;
+  const std::int64_t units = std::int64_t{params.seqs.count} * heads;
+  Arena arena(workspace.data, workspace.bytes);
+  const TileScratch scratch(arena, units, params.kv.head_dim, params.q.num_heads / heads,
+                            pool.num_threads());
+  const auto seq_of = [&](std::int64_t unit) { return params.seqs.at(unit / heads); };
+  const auto head_of = [&](std::int64_t unit) { return static_cast<std::int32_t>(unit % heads); };
+  std::int64_t* first = scratch.first_tile;
+  first[0] = 0;
+  for (std::int64_t unit = 0; unit < units; ++unit) {
+    first[unit + 1] = first[unit] + (length(seq_of(unit), head_of(unit)) + tile - 1) / tile;
+  }
+  for (int worker = 0; worker < pool.num_threads(); ++worker) *scratch.worker(worker) = {};
+  pool.parallel_for(first[units], [&](std::int64_t index, int worker) {
+    const std::int64_t unit = std::upper_bound(first, first + units + 1, index) - first - 1;
+    const std::int32_t seq = seq_of(unit);
+    const std::int32_t head = head_of(unit);
+    const std::int64_t begin = (index - first[unit]) * tile;
+    const std::int64_t end = std::min<std::int64_t>(begin + tile, length(seq, head));
+    WorkerQuery* held = scratch.worker(worker);
+    auto* query = reinterpret_cast<std::byte*>(held + 1);
+    const IndexUnit work = index_unit(params, seq, head);
+    if (held->unit != unit) {
+      prepare(work, query);
+      held->unit = unit;
+    }
+    run(work, query, begin, end);
+  });
 }
-void CpuBackend::do_estimate_scores(const EstimateParams&, Workspace) {
-  fail(ErrorCode::kInternal, "cpu", "not built yet");
+
+}  // namespace
+
+std::size_t CpuBackend::index_workspace_bytes(const StepCaps& caps) const {
+  Arena arena;
+  const TileScratch scratch(arena, std::int64_t{caps.max_seqs} * caps.num_kv_heads, caps.head_dim,
+                            caps.num_q_heads / caps.num_kv_heads, pool_.num_threads());
+  return arena.used_bytes();
+}
+
+void CpuBackend::do_score_pages(const ScorePagesParams& params, Workspace workspace) {
+  for_each_tile(
+      pool_, params, workspace, tile_pages(kScoreTaskTokens, params.kv.page_size),
+      [&](std::int32_t seq, std::int32_t) { return params.kv.sealed_pages(seq); },
+      index_.prepare_scores,
+      [&](const IndexUnit& unit, const std::byte* query, std::int64_t begin, std::int64_t end) {
+        const std::int64_t row = std::int64_t{unit.seq} * params.kv.num_kv_heads + unit.kv_head;
+        index_.score_pages(unit, query, begin, end, params.scores + row * params.page_stride);
+      });
+}
+
+void CpuBackend::do_exact_scores(const ExactScoresParams& params, Workspace workspace) {
+  const std::int64_t tile = tile_pages(kExactTaskTokens, params.kv.page_size) * params.kv.page_size;
+  for_each_tile(
+      pool_, params, workspace, tile,
+      [&](std::int32_t seq, std::int32_t) { return params.kv.seq_lens[seq]; },
+      [](const IndexUnit&, std::byte*) {},
+      [&](const IndexUnit& unit, const std::byte*, std::int64_t begin, std::int64_t end) {
+        const std::int64_t row =
+            std::int64_t{unit.seq} * params.q.num_heads + std::int64_t{unit.kv_head} * unit.group;
+        index_.exact_scores(unit, begin, end, params.scores + row * params.token_stride,
+                            params.token_stride);
+      });
+}
+
+void CpuBackend::do_estimate_scores(const EstimateParams& params, Workspace workspace) {
+  const auto row_of = [&](std::int32_t seq, std::int32_t head) {
+    return std::int64_t{seq} * params.kv.num_kv_heads + head;
+  };
+  for_each_tile(
+      pool_, params, workspace, tile_pages(kEstimateTaskTokens, params.kv.page_size),
+      [&](std::int32_t seq, std::int32_t head) { return params.page_counts[row_of(seq, head)]; },
+      [&](const IndexUnit& unit, std::byte* query) {
+        if (!params.exact_keys) index_.prepare_estimates(unit, query);
+      },
+      [&](const IndexUnit& unit, const std::byte* query, std::int64_t begin, std::int64_t end) {
+        const std::int64_t row = row_of(unit.seq, unit.kv_head);
+        index_.estimate(unit, query, params.exact_keys,
+                        params.pages + row * params.candidate_stride, begin, end,
+                        params.estimates + row * unit.group * params.estimate_stride,
+                        params.estimate_stride);
+      });
 }
 
 }  // namespace twilight::cpu

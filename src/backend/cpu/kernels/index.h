@@ -72,8 +72,8 @@ struct IndexKernels {
 
   /// Rounds `count` floats to `dtype`, to nearest even; NaN stays NaN.
   void (*convert_row)(DType dtype, const float* from, std::int64_t count, std::byte* to);
-  /// Writes the index records of one (physical page, KV head), the bytes of quant/codec.h. `scratch`
-  /// has seal_scratch_bytes, 64-byte aligned.
+  /// Writes the index records of one (physical page, KV head), the bytes of quant/codec.h.
+  /// `scratch` has seal_scratch_bytes, 64-byte aligned.
   void (*seal_page)(const PagedKvView& kv, const KeyIndexView& index, std::int64_t page,
                     std::int64_t kv_head, std::byte* scratch);
 };
