@@ -14,7 +14,10 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 }  // namespace
 
 StepBuffers::StepBuffers(const OpCase& op_case, const PagedFixture& fixture)
-    : case_(op_case), fixture_(fixture), num_kv_heads_(fixture.shape().num_kv_heads) {
+    : case_(op_case),
+      fixture_(fixture),
+      num_kv_heads_(fixture.shape().num_kv_heads),
+      has_subset_(op_case.subset) {
   const FixtureShape& shape = fixture.shape();
   const std::int64_t b = fixture.num_seqs();
   std::int64_t longest = 0;
@@ -51,11 +54,18 @@ StepBuffers::StepBuffers(const OpCase& op_case, const PagedFixture& fixture)
 }
 
 SeqSubset StepBuffers::seqs() const {
-  if (!case_.subset) return {.ids = nullptr, .count = fixture_.num_seqs()};
+  if (!has_subset_) return {.ids = nullptr, .count = fixture_.num_seqs()};
   return {.ids = subset_ids_.data(), .count = static_cast<std::int32_t>(subset_ids_.size())};
 }
 
-bool StepBuffers::in_subset(std::int64_t seq) const { return !case_.subset || seq % 2 == 0; }
+void StepBuffers::set_subset(std::vector<std::int32_t> ids) {
+  has_subset_ = true;
+  subset_ids_ = std::move(ids);
+}
+
+bool StepBuffers::in_subset(std::int64_t seq) const {
+  return !has_subset_ || std::binary_search(subset_ids_.begin(), subset_ids_.end(), seq);
+}
 
 bool StepBuffers::has_scores() const { return case_.policy.mode == SelectMode::kByScore; }
 

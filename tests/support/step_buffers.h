@@ -41,6 +41,8 @@ class StepBuffers {
   void run_selection(Backend& backend, Workspace workspace);
 
   [[nodiscard]] SeqSubset seqs() const;
+  /// Works on these sequences (ascending) instead of the case's.
+  void set_subset(std::vector<std::int32_t> ids);
   [[nodiscard]] bool in_subset(std::int64_t seq) const;
   [[nodiscard]] std::int64_t row(std::int64_t seq, std::int64_t kv_head) const {
     return seq * num_kv_heads_ + kv_head;
@@ -78,6 +80,7 @@ class StepBuffers {
   const OpCase& case_;
   const PagedFixture& fixture_;
   std::int64_t num_kv_heads_;
+  bool has_subset_;
   std::vector<std::int32_t> subset_ids_;
 };
 
