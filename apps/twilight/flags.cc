@@ -1,0 +1,117 @@
+#include "flags.h"
+
+#include <charconv>
+#include <cmath>
+
+#include "progress.h"
+#include "twilight/error.h"
+
+namespace twilight::app {
+
+void CommonFlags::add(CLI::App& command) {
+  command.add_flag("--json", json, "Print one JSON object to standard output instead of text");
+  command.add_option("--threads", device.threads, "Worker threads; 0 takes all processors")
+      ->capture_default_str();
+  command
+      .add_option("--isa", device.isa,
+                  "Instruction set: auto, scalar, avx2, avx512, avx512_bf16, neon")
+      ->capture_default_str();
+  command.add_option("--device", device.device, "cpu, ref (scalar reference) or cuda:N")
+      ->capture_default_str();
+}
+
+void AttentionFlags::add(CLI::App& command) {
+  const std::string group = "Attention";
+  command
+      .add_option("--attention", attention, "Preset: dense, paper, paper-full, quest:K, streaming")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--attn-p", p, "Attention mass to keep, above 0 to 1")->group(group);
+  command
+      .add_option("--candidates", candidates,
+                  "Candidate budget: a share of the context up to 1, or a number of tokens")
+      ->group(group);
+  command.add_option("--min-candidates", min_candidates, "Smallest candidate budget, tokens")
+      ->group(group);
+  command.add_option("--max-candidates", max_candidates, "Largest candidate budget, tokens")
+      ->group(group);
+  command.add_option("--min-tokens", min_tokens, "Fewest tokens a head keeps")->group(group);
+  command.add_option("--sinks", sinks, "First tokens that are always attended")->group(group);
+  command.add_option("--recent", recent, "Last full pages that are always attended")->group(group);
+  command.add_option("--dense-layers", dense_layers, "Layers from the bottom that stay dense")
+      ->group(group);
+  command
+      .add_option("--dense-below", dense_below,
+                  "Contexts up to this many tokens stay dense; auto measures it on this machine")
+      ->group(group);
+  command.add_option("--key-bits", key_bits, "Bits of key estimates: 4, 8, or 16 for exact keys")
+      ->group(group);
+  command.add_option("--summary-bits", summary_bits, "Bits of page summaries: 16 or 4")
+      ->group(group);
+  command.add_option("--page-size", page_size, "Tokens per page, 1 to 256")
+      ->capture_default_str()
+      ->group(group);
+}
+
+SparsePolicy AttentionFlags::policy(const std::string& preset) const {
+  SparsePolicy policy = make_policy(preset);
+  if (p) policy.p = static_cast<float>(*p);
+  if (candidates) {
+    if (!(std::isfinite(*candidates) && *candidates > 0 && *candidates <= (1 << 30))) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "[--candidates] candidate budget, got " + std::to_string(*candidates) +
+                      ", accepted a share above 0 to 1, or a number of tokens");
+    }
+    if (*candidates <= 1) {
+      policy.candidate_fraction = *candidates;
+    } else {
+      policy.candidate_fraction = 0;
+      policy.min_candidates = policy.max_candidates = static_cast<std::int32_t>(*candidates);
+    }
+  }
+  if (min_candidates) policy.min_candidates = *min_candidates;
+  if (max_candidates) policy.max_candidates = *max_candidates;
+  if (min_tokens) policy.min_tokens = *min_tokens;
+  if (sinks) policy.sink_tokens = *sinks;
+  if (recent) policy.recent_pages = *recent;
+  if (dense_layers) policy.dense_layers = *dense_layers;
+  if (key_bits) policy.key_bits = *key_bits;
+  if (summary_bits) policy.summary_bits = *summary_bits;
+  if (dense_below && *dense_below != "auto") {
+    std::int32_t tokens = 0;
+    const char* end = dense_below->data() + dense_below->size();
+    const auto [stop, error] = std::from_chars(dense_below->data(), end, tokens);
+    if (error != std::errc() || stop != end || tokens < 0) {
+      throw Error(ErrorCode::kInvalidArgument, "[--dense-below] number of tokens, got '" +
+                                                   *dense_below + "', accepted auto, 0 or more");
+    }
+    policy.dense_below_tokens = tokens;
+  }
+  SparsePolicy checked = policy;
+  if (checked.is_dense()) checked.selector = "full";  // so a bad --attn-p is refused there too
+  validate_policy(checked);
+  return policy;
+}
+
+void SamplingFlags::add(CLI::App& command) {
+  const std::string group = "Sampling";
+  command.add_option("--temperature", options.temperature, "0 takes the likeliest token")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--top-k", options.top_k, "Sample from the k likeliest tokens; 0: off")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--top-p", options.top_p, "Nucleus of the sampler; 1: off")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--seed", options.seed, "Seed of the sampler")
+      ->capture_default_str()
+      ->group(group);
+}
+
+Model load_model(const std::string& directory, const CommonFlags& flags) {
+  ProgressBar bar("Loading " + directory, "", !flags.json);
+  return Model::load(directory, bar.callback());
+}
+
+}  // namespace twilight::app

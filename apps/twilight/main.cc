@@ -1,0 +1,52 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "commands.h"
+#include "interrupt.h"
+#include "twilight/error.h"
+
+namespace {
+
+// Exit status: 0 done, 1 an error while running, 2 a mistake on the command line, 130 interrupted.
+constexpr int kRuntimeError = 1;
+constexpr int kUsageError = 2;
+
+int report(const char* message, int status) {
+  std::fprintf(stderr, "twilight: %s\n", message);
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace twilight::app;
+  CLI::App app("Long-context decoding that reads only the KV cache that matters.", "twilight");
+  app.set_version_flag("--version", "twilight " TWILIGHT_VERSION);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  Action action;
+  add_demo(app, action);
+  add_generate(app, action);
+  add_eval(app, action);
+  add_bench(app, action);
+  add_inspect(app, action);
+  add_info(app, action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    return report((std::string(error.what()) + "; see --help").c_str(), kUsageError);
+  }
+  catch_interrupts();
+  try {
+    return action();
+  } catch (const twilight::Error& error) {
+    const bool usage = error.code() == twilight::ErrorCode::kInvalidArgument;
+    return report(error.what(), usage ? kUsageError : kRuntimeError);
+  } catch (const std::bad_alloc&) {
+    return report("[memory] the system has no memory left for this", kRuntimeError);
+  } catch (const std::exception& error) {
+    return report(error.what(), kRuntimeError);
+  }
+}
