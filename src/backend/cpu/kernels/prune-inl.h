@@ -1,0 +1,375 @@
+// Top-p pruning of one head's estimates, and the union of a group's sets.
+#include "backend/cpu/kernels/select.h"
+#include "backend/cpu/simd.h"
+
+#include "backend/cpu/kernels/threshold-inl.h"
+
+TWILIGHT_BEFORE_NAMESPACE();
+namespace twilight::cpu::TWILIGHT_ISA {
+namespace {
+
+// exp(-86) is the last power well inside the normal floats; everything below keeps its exponent x
+// as the mark instead.
+constexpr float kLeastExponent = -86.0F;
+
+// exp(x) for -86 < x <= 0 within 3 units in the last place, exactly 1 at 0, never above 1. x = (n +
+// r) ln 2: the product with log2(e) is not rounded before n is taken off it (multiply-add), and the
+// second part of log2(e) keeps the result good where |x| is large. Degree 5 for 2^r, relative error
+// 9.1e-8. Meaningless for other x.
+HWY_INLINE VecF exp_nonpositive(VecF x) {
+  const TagF df;
+  const TagI di;
+  const VecF log2e = hn::Set(df, 1.44269502F);
+  const VecF rounder = hn::Set(df, 0x1.8p23F);
+  const VecF shifted = hn::MulAdd(x, log2e, rounder);
+  const VecF n = hn::Sub(shifted, rounder);
+  VecF r = hn::MulSub(x, log2e, n);
+  r = hn::MulAdd(x, hn::Set(df, 1.92596298909109e-8F), r);
+  VecF y = hn::Set(df, 0.0013264695880934596F);
+  y = hn::MulAdd(y, r, hn::Set(df, 0.009671512991189957F));
+  y = hn::MulAdd(y, r, hn::Set(df, 0.05550733953714371F));
+  y = hn::MulAdd(y, r, hn::Set(df, 0.24022242426872253F));
+  y = hn::MulAdd(y, r, hn::Set(df, 0.6931470036506653F));
+  y = hn::MulAdd(y, r, hn::Set(df, 1.0F));
+  return hn::BitCast(df, hn::Add(hn::BitCast(di, y), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+}
+
+// The order of floats as the order of int32; its own inverse.
+HWY_INLINE std::int32_t ordered_key(float value) {
+  std::int32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits < 0 ? bits ^ std::numeric_limits<std::int32_t>::max() : bits;
+}
+HWY_INLINE float key_value(std::int32_t key) {
+  if (key < 0) key ^= std::numeric_limits<std::int32_t>::max();
+  float value = 0;
+  std::memcpy(&value, &key, sizeof(value));
+  return value;
+}
+HWY_INLINE VecI ordered_keys(VecI bits) {
+  const TagI di;
+  const VecI low31 = hn::Set(di, std::numeric_limits<std::int32_t>::max());
+  return hn::Xor(bits, hn::And(hn::BroadcastSignBit(bits), low31));
+}
+
+HWY_INLINE float row_maximum(const float* row, std::int64_t entries) {
+  const TagF df;
+  VecF m0 = hn::Set(df, -std::numeric_limits<float>::infinity());
+  VecF m1 = m0;
+  std::int64_t i = 0;
+  for (; i + 2 * kLanesF <= entries; i += 2 * kLanesF) {
+    m0 = hn::Max(hn::LoadU(df, row + i), m0);
+    m1 = hn::Max(hn::LoadU(df, row + i + kLanesF), m1);
+  }
+  if (i < entries) m0 = hn::Max(hn::LoadU(df, row + i), m0);
+  return hn::GetLane(hn::MaxOfLanes(df, hn::Max(m0, m1)));
+}
+
+// Levels, as fractions of the largest weight, whose masses `weigh` finds in passing: its
+// multiply-adds leave room for the additions.
+constexpr int kMarks = 4;
+constexpr float kMark[kMarks] = {0x1p-2F, 0x1p-5F, 0x1p-8F, 0x1p-11F};
+
+struct RowMass {
+  double total = 0;
+  double at_least[kMarks] = {};  ///< mass of the weights >= kMark[j]
+};
+
+// Turns estimates into marked weights. f32 lanes meet in double ones every 16 vectors: masses are
+// within 16 * 2^-24 of themselves, mostly a tenth of that, and do not depend on p.
+HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum) {
+  constexpr std::int64_t kBlock = 16 * kLanesF;
+  const TagF df;
+  const TagD dd;
+  const VecF vmax = hn::Set(df, maximum);
+  const VecF least = hn::Set(df, kLeastExponent);
+  VecD total = hn::Zero(dd);
+  VecD marks0 = hn::Zero(dd);
+  VecD marks1 = hn::Zero(dd);
+  VecD marks2 = hn::Zero(dd);
+  VecD marks3 = hn::Zero(dd);
+  const auto widen = [](VecF v, VecD& sum) HWY_ATTR {
+    const hn::Half<TagF> half;
+    sum = hn::Add(sum, hn::Add(hn::PromoteTo(TagD(), hn::LowerHalf(half, v)),
+                               hn::PromoteTo(TagD(), hn::UpperHalf(half, v))));
+  };
+  const auto add_from = [&](VecF w, float mark, VecF& sum) HWY_ATTR {
+    sum = hn::Add(sum, hn::IfThenElseZero(hn::Ge(w, hn::Set(df, mark)), w));
+  };
+  for (std::int64_t begin = 0; begin < entries; begin += kBlock) {
+    const std::int64_t end = std::min(begin + kBlock, entries);
+    VecF all = hn::Zero(df);
+    VecF m0 = hn::Zero(df);
+    VecF m1 = hn::Zero(df);
+    VecF m2 = hn::Zero(df);
+    VecF m3 = hn::Zero(df);
+    for (std::int64_t i = begin; i < end; i += kLanesF) {
+      const VecF x = hn::Sub(hn::LoadU(df, row + i), vmax);
+      const auto weighs = hn::Gt(x, least);
+      const VecF w = hn::IfThenElseZero(weighs, exp_nonpositive(x));
+      hn::StoreU(hn::IfThenElse(weighs, w, x), df, row + i);
+      all = hn::Add(all, w);
+      add_from(w, kMark[0], m0);
+      add_from(w, kMark[1], m1);
+      add_from(w, kMark[2], m2);
+      add_from(w, kMark[3], m3);
+    }
+    widen(all, total);
+    widen(m0, marks0);
+    widen(m1, marks1);
+    widen(m2, marks2);
+    widen(m3, marks3);
+  }
+  return {sum_lanes(total),
+          {sum_lanes(marks0), sum_lanes(marks1), sum_lanes(marks2), sum_lanes(marks3)}};
+}
+
+HWY_INLINE std::int64_t count_from(const float* row, std::int64_t entries, float threshold) {
+  const TagF df;
+  const VecF t = hn::Set(df, threshold);
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < entries; i += kLanesF) {
+    count += static_cast<std::int64_t>(hn::CountTrue(df, hn::Ge(hn::LoadU(df, row + i), t)));
+  }
+  return count;
+}
+
+// The threshold that lets `floor` slots in, given that those >= `key` are `members` and too few.
+// The search among weights above 0 comes first, since it needs no other form of the row.
+HWY_INLINE float floor_threshold(float* row, std::int64_t entries, std::int64_t floor,
+                                 std::int32_t key, std::int64_t members, std::int32_t* keys) {
+  auto* bits = reinterpret_cast<std::int32_t*>(row);
+  const auto target = static_cast<double>(floor);
+  const Tally above{0.0, members};
+  const std::int64_t positive = narrow_to<false>(bits, entries, 1, key - 1, keys, nullptr);
+  if (members + positive >= floor) {
+    return key_value(
+        find_top_set<false>(bits, entries, 1, key - 1, above, target, keys, positive).key);
+  }
+  const TagI di;
+  const auto flip = [&]() HWY_ATTR {
+    for (std::int64_t i = 0; i < entries; i += kLanesF) {
+      hn::StoreU(ordered_keys(hn::LoadU(di, bits + i)), di, bits + i);
+    }
+  };
+  flip();
+  const std::int32_t lowest = ordered_key(std::numeric_limits<float>::lowest());
+  const std::int64_t rest = narrow_to<false>(bits, entries, lowest, key - 1, keys, nullptr);
+  float threshold = std::numeric_limits<float>::lowest();
+  if (members + rest > floor) {
+    threshold = key_value(
+        find_top_set<false>(bits, entries, lowest, key - 1, above, target, keys, rest).key);
+  }
+  flip();
+  return threshold;
+}
+
+void find_head_set(float* row, std::int64_t slots, float p, std::int32_t min_tokens,
+                   std::int32_t* scratch, HeadSet* set) {
+  const float kInfinity = std::numeric_limits<float>::infinity();
+  const std::int64_t entries = padded_row(slots);
+  for (std::int64_t i = slots; i < entries; ++i) row[i] = -kInfinity;
+  *set = {kInfinity, 0.0};
+  const float maximum = row_maximum(row, entries);
+  if (!(maximum > -kInfinity)) return;  // no candidate; the row is -inf already
+  const RowMass mass = weigh(row, entries, maximum);
+  set->total = mass.total;
+  set->threshold = std::numeric_limits<float>::lowest();
+  if (p >= 1.0F) return;
+  const double target = static_cast<double>(p) * mass.total;
+  // Between which marks the threshold lies. Which ones, and the mass above, depends on p through
+  // the target alone, so a larger p never ends in a higher bracket.
+  int j = 0;
+  while (j < kMarks && mass.at_least[j] < target) ++j;
+  const std::int32_t hi = j == 0 ? ordered_key(1.0F) : ordered_key(kMark[j - 1]) - 1;
+  std::int32_t lo = 0;
+  if (j < kMarks) {
+    lo = ordered_key(kMark[j]);
+  } else {
+    // All weights below (1 - p) total / slots together are less than what may be dropped.
+    const double bound = (1.0 - static_cast<double>(p)) * mass.total / static_cast<double>(entries);
+    lo = ordered_key(
+        std::max(static_cast<float>(bound * (1 - 1e-6)), std::numeric_limits<float>::min()));
+    lo = std::min(lo, hi);
+  }
+  const auto* bits = reinterpret_cast<const std::int32_t*>(row);
+  const std::int64_t size = narrow_to<true>(bits, entries, lo, hi, scratch, nullptr);
+  const Tally above{j == 0 ? 0.0 : mass.at_least[j - 1], 0};
+  const TopSet top = find_top_set<true>(bits, entries, lo, hi, above, target, scratch, size);
+  set->threshold = key_value(top.key);
+  // No weight is above 1, so a mass of min_tokens takes that many.
+  if (target < min_tokens) {
+    const std::int64_t members = count_from(row, entries, set->threshold);
+    if (members < min_tokens) {
+      set->threshold = floor_threshold(row, entries, min_tokens, top.key, members, scratch);
+    }
+  }
+}
+
+// Lanes [0, count).
+HWY_INLINE std::uint32_t low_bits(std::int64_t count) {
+  return count >= kLanesF ? static_cast<std::uint32_t>((std::uint64_t{1} << kLanesF) - 1)
+         : count <= 0     ? 0U
+                          : (1U << count) - 1U;
+}
+
+// Writes `compressed`'s first `count` lanes; whole vectors wherever they fit.
+HWY_INLINE void store_front(VecI compressed, std::int64_t count, std::int32_t* out,
+                            std::int64_t position, std::int64_t capacity) {
+  const TagI di;
+  if (position + kLanesF <= capacity) {
+    hn::StoreU(compressed, di, out + position);
+  } else {
+    alignas(64) std::int32_t lanes[kRowPadding];
+    hn::Store(compressed, di, lanes);
+    std::memcpy(out + position, lanes, static_cast<std::size_t>(count) * sizeof(std::int32_t));
+  }
+}
+
+// Token positions of a vector of slots, and which of them are forced and exist.
+struct SlotVector {
+  VecI tokens;
+  std::uint32_t forced;
+};
+
+// Walks the slots a vector at a time without dividing.
+class SlotWalker {
+ public:
+  explicit SlotWalker(const UnitePart& part)
+      : part_(part),
+        recent_begin_((part.num_tokens / part.page_size - part.forced.recent_pages) *
+                      part.page_size),
+        whole_(part.page_size % kLanesF == 0) {}
+
+  HWY_INLINE SlotVector next() {
+    const TagI di;
+    if (whole_) {
+      const std::int64_t base = std::int64_t{part_.pages[page_]} * part_.page_size + offset_;
+      offset_ += kLanesF;
+      if (offset_ == part_.page_size) {
+        offset_ = 0;
+        ++page_;
+      }
+      std::uint32_t forced = 0;
+      if (base < part_.forced.sink_tokens || base + kLanesF > recent_begin_) {
+        forced = low_bits(part_.forced.sink_tokens - base) | ~low_bits(recent_begin_ - base);
+        forced &= low_bits(part_.num_tokens - base);
+      }
+      return {hn::Iota(di, static_cast<std::int32_t>(base)), forced};
+    }
+    alignas(64) std::int32_t tokens[kRowPadding];
+    std::uint32_t forced = 0;
+    for (std::int64_t lane = 0; lane < kLanesF; ++lane) {
+      tokens[lane] = -1;
+      if (page_ == part_.page_count) continue;
+      const std::int64_t token = std::int64_t{part_.pages[page_]} * part_.page_size + offset_;
+      if (++offset_ == part_.page_size) {
+        offset_ = 0;
+        ++page_;
+      }
+      if (token >= part_.num_tokens) continue;
+      tokens[lane] = static_cast<std::int32_t>(token);
+      if (token < part_.forced.sink_tokens || token >= recent_begin_) forced |= 1U << lane;
+    }
+    return {hn::Load(di, tokens), forced};
+  }
+
+ private:
+  const UnitePart& part_;
+  std::int64_t recent_begin_;
+  bool whole_;
+  std::int64_t page_ = 0;
+  std::int64_t offset_ = 0;
+};
+
+// A vector of slots with kept ones among them.
+struct KeptVector {
+  std::int32_t slot;
+  std::uint32_t bits;
+};
+
+HWY_INLINE float kept_mass(const float* row, double total, const KeptVector* list,
+                           std::int64_t size) {
+  const TagF df;
+  VecD low = hn::Zero(TagD());
+  VecD high = hn::Zero(TagD());
+  const auto weights = [&](std::int64_t i) HWY_ATTR {
+    const VecF marked = hn::LoadU(df, row + list[i].slot);
+    const auto kept = hn::RebindMask(df, mask_from_bits(list[i].bits));
+    return hn::Max(hn::IfThenElseZero(kept, marked), hn::Zero(df));
+  };
+  // Four vectors meet in f32 before they are widened: two roundings, no more than the f32 result
+  // itself has.
+  std::int64_t i = 0;
+  for (; i + 4 <= size; i += 4) {
+    add_wide(hn::Add(hn::Add(weights(i), weights(i + 1)), hn::Add(weights(i + 2), weights(i + 3))),
+             low, high);
+  }
+  for (; i < size; ++i) add_wide(weights(i), low, high);
+  const double mass = sum_lanes(hn::Add(low, high));
+  return total > 0 ? static_cast<float>(std::min(1.0, mass / total)) : 0.0F;
+}
+
+// kGroup 0 takes any group size.
+template <int kGroup>
+HWY_INLINE std::int64_t unite(const UnitePart& part, std::int32_t* scratch) {
+  const TagF df;
+  const int group = kGroup == 0 ? part.group : kGroup;
+  const std::int64_t slots = part.page_count * part.page_size;
+  auto* list = reinterpret_cast<KeptVector*>(scratch);
+  std::int64_t listed = 0;
+  std::int64_t size = 0;
+  for (int g = 0; g < group; ++g) part.head_counts[g] = 0;
+  SlotWalker walker(part);
+  std::uint32_t own[kGroup == 0 ? 1 : kGroup] = {};
+  std::int32_t counts[kGroup == 0 ? 1 : kGroup] = {};
+  for (std::int64_t i = 0; i < slots; i += kLanesF) {
+    const SlotVector at = walker.next();
+    std::uint32_t bits = at.forced;
+    for (int g = 0; g < group; ++g) {
+      const VecF marked = hn::LoadU(df, part.weights + g * part.stride + i);
+      const auto in = hn::Ge(marked, hn::Set(df, part.heads[g].threshold));
+      const std::uint32_t head = mask_bits(hn::RebindMask(TagI(), in));
+      bits |= head;
+      if constexpr (kGroup == 0) {
+        part.head_counts[g] += __builtin_popcount(head | at.forced);
+      } else {
+        own[g] = head;
+      }
+    }
+    if (bits == 0) continue;
+    if constexpr (kGroup != 0) {
+      for (int g = 0; g < group; ++g) counts[g] += __builtin_popcount(own[g] | at.forced);
+    }
+    list[listed++] = {static_cast<std::int32_t>(i), bits};
+    const std::int64_t count = __builtin_popcount(bits);
+    store_front(hn::Compress(at.tokens, mask_from_bits(bits)), count, part.kept, size,
+                part.kept_capacity);
+    size += count;
+  }
+  for (int g = 0; g < group; ++g) {
+    if constexpr (kGroup != 0) part.head_counts[g] = counts[g];
+    part.head_mass[g] =
+        kept_mass(part.weights + g * part.stride, part.heads[g].total, list, listed);
+  }
+  return size;
+}
+
+std::int64_t unite_heads(const UnitePart& part, std::int32_t* scratch) {
+  switch (part.group) {
+    case 1:
+      return unite<1>(part, scratch);
+    case 2:
+      return unite<2>(part, scratch);
+    case 4:
+      return unite<4>(part, scratch);
+    case 8:
+      return unite<8>(part, scratch);
+    default:
+      return unite<0>(part, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace twilight::cpu::TWILIGHT_ISA
+TWILIGHT_AFTER_NAMESPACE();
