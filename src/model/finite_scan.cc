@@ -51,6 +51,7 @@ bool has_non_finite(DType dtype, const std::byte* data, std::int64_t bytes) {
     data += words * 8;
     left -= words;
   }
+  if (bytes % 8 == 0) return false;
   // The rest of a word is filled with zeros, which are finite.
   std::byte rest[8] = {};
   std::memcpy(rest, data, static_cast<std::size_t>(bytes % 8));
