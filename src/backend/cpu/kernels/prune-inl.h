@@ -15,8 +15,8 @@ constexpr float kLeastExponent = -86.0F;
 // exp(x) for -86 < x <= 0 within 3 units in the last place, exactly 1 at 0, never above 1. x = (n +
 // r) ln 2: the product with log2(e) is not rounded before n is taken off it (multiply-add), and the
 // second part of log2(e) keeps the result good where |x| is large. Degree 5 for 2^r, relative error
-// 9.1e-8. Meaningless for other x.
-HWY_INLINE VecF exp_nonpositive(VecF x) {
+// 9.1e-8. 0 where `weighs` is false.
+HWY_INLINE VecF exp_nonpositive(VecF x, hn::Mask<TagF> weighs) {
   const TagF df;
   const TagI di;
   const VecF log2e = hn::Set(df, 1.44269502F);
@@ -31,7 +31,8 @@ HWY_INLINE VecF exp_nonpositive(VecF x) {
   y = hn::MulAdd(y, r, hn::Set(df, 0.24022242426872253F));
   y = hn::MulAdd(y, r, hn::Set(df, 0.6931470036506653F));
   y = hn::MulAdd(y, r, hn::Set(df, 1.0F));
-  return hn::BitCast(df, hn::Add(hn::BitCast(di, y), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+  const VecI power = hn::Add(hn::BitCast(di, y), hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
+  return hn::BitCast(df, hn::IfThenElseZero(hn::RebindMask(di, weighs), power));
 }
 
 // The order of floats as the order of int32; its own inverse.
@@ -94,7 +95,7 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum) {
                                hn::PromoteTo(TagD(), hn::UpperHalf(half, v))));
   };
   const auto add_from = [&](VecF w, float mark, VecF& sum) HWY_ATTR {
-    sum = hn::Add(sum, hn::IfThenElseZero(hn::Ge(w, hn::Set(df, mark)), w));
+    sum = hn::IfThenElse(hn::Ge(w, hn::Set(df, mark)), hn::Add(sum, w), sum);
   };
   for (std::int64_t begin = 0; begin < entries; begin += kBlock) {
     const std::int64_t end = std::min(begin + kBlock, entries);
@@ -106,7 +107,7 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum) {
     for (std::int64_t i = begin; i < end; i += kLanesF) {
       const VecF x = hn::Sub(hn::LoadU(df, row + i), vmax);
       const auto weighs = hn::Gt(x, least);
-      const VecF w = hn::IfThenElseZero(weighs, exp_nonpositive(x));
+      const VecF w = exp_nonpositive(x, weighs);
       hn::StoreU(hn::IfThenElse(weighs, w, x), df, row + i);
       all = hn::Add(all, w);
       add_from(w, kMark[0], m0);
@@ -255,7 +256,7 @@ class SlotWalker {
         forced = low_bits(part_.forced.sink_tokens - base) | ~low_bits(recent_begin_ - base);
         forced &= low_bits(part_.num_tokens - base);
       }
-      return {hn::Iota(di, static_cast<std::int32_t>(base)), forced};
+      return {hn::Add(lanes_, hn::Set(di, static_cast<std::int32_t>(base))), forced};
     }
     alignas(64) std::int32_t tokens[kRowPadding];
     std::uint32_t forced = 0;
@@ -276,6 +277,7 @@ class SlotWalker {
 
  private:
   const UnitePart& part_;
+  VecI lanes_ = hn::Iota(TagI(), 0);
   std::int64_t recent_begin_;
   bool whole_;
   std::int64_t page_ = 0;
@@ -343,7 +345,7 @@ HWY_INLINE std::int64_t unite(const UnitePart& part, std::int32_t* scratch) {
     }
     list[listed++] = {static_cast<std::int32_t>(i), bits};
     const std::int64_t count = __builtin_popcount(bits);
-    store_front(hn::Compress(at.tokens, mask_from_bits(bits)), count, part.kept, size,
+    store_front(compress(at.tokens, mask_from_bits(bits)), count, part.kept, size,
                 part.kept_capacity);
     size += count;
   }

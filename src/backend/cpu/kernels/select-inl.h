@@ -63,6 +63,7 @@ std::int64_t select_top(const float* scores, std::int64_t begin, std::int64_t en
   const bool all_ties = top.members == count;
   const VecI threshold = hn::Set(di, top.key);
   const VecI below = hn::Set(di, top.key - 1);
+  const VecI lanes = hn::Iota(di, 0);
   std::int64_t written = 0;
   for (i = 0; i < size; i += kLanesF) {
     const VecI k = hn::LoadU(di, row + i);
@@ -73,9 +74,9 @@ std::int64_t select_top(const float* scores, std::int64_t begin, std::int64_t en
       bits ^= ties;
       for (; ties != 0 && ties_left > 0; ties &= ties - 1, --ties_left) bits |= ties & -ties;
     }
-    const VecI indices = hn::Iota(di, static_cast<std::int32_t>(begin + i));
+    const VecI indices = hn::Add(lanes, hn::Set(di, static_cast<std::int32_t>(begin + i)));
     const std::int64_t taken = __builtin_popcount(bits);
-    store_front(hn::Compress(indices, mask_from_bits(bits)), taken, out, written, capacity);
+    store_front(compress(indices, mask_from_bits(bits)), taken, out, written, capacity);
     written += taken;
   }
   return written;

@@ -57,6 +57,34 @@ HWY_INLINE hn::Mask<TagI> mask_from_bits(std::uint32_t bits) {
   return hn::LoadMaskBits(TagI(), bytes);
 }
 
+#if HWY_TARGET == HWY_AVX2
+// Lane numbers of the set bits of a byte, four bits each, lowest first. hn::Compress of this target
+// copies its table to the stack on every call under GCC 12.
+struct CompressTable {
+  std::uint32_t packed[256] = {};
+  constexpr CompressTable() {
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+      int shift = 0;
+      for (std::uint32_t lane = 0; lane < 8; ++lane) {
+        if ((byte >> lane & 1U) == 0) continue;
+        packed[byte] |= lane << shift;
+        shift += 4;
+      }
+    }
+  }
+};
+constexpr CompressTable kCompressTable;
+
+HWY_INLINE VecI compress(VecI v, hn::Mask<TagI> mask) {
+  const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  const __m256i packed =
+      _mm256_set1_epi32(static_cast<int>(kCompressTable.packed[mask_bits(mask)]));
+  return VecI{_mm256_permutevar8x32_epi32(v.raw, _mm256_srlv_epi32(packed, shifts))};
+}
+#else
+HWY_INLINE VecI compress(VecI v, hn::Mask<TagI> mask) { return hn::Compress(v, mask); }
+#endif
+
 // Adds f32 lanes to double lanes.
 HWY_INLINE void add_wide(VecF v, VecD& low, VecD& high) {
   const hn::Half<TagF> half;
@@ -92,7 +120,8 @@ HWY_INLINE std::int64_t narrow_to(const std::int32_t* row, std::int64_t entries,
         add_wide(weights, low, high);
       }
     }
-    hn::StoreU(hn::Compress(keys, inside), di, to + size);
+    if (hn::AllFalse(di, inside)) continue;
+    hn::StoreU(compress(keys, inside), di, to + size);
     size += static_cast<std::int64_t>(hn::CountTrue(di, inside));
   }
   hn::StoreU(hn::Set(di, kLowestKey), di, to + size);
