@@ -68,9 +68,9 @@ void select_pages(const SelectPagesParams& params, bool scores_needed) {
 void estimate_scores(const EstimateParams& params, bool estimates_needed) {
   const FieldChecks check{"estimate_scores"};
   check.shape(params.kv);
-  check.k(params.kv);
   check.subset(params.seqs, params.kv);
   if (params.seqs.count == 0) return;
+  check.k(params.kv);
   check.table(params.seqs, params.kv);
   check.query(params.q, params.kv);
   if (!params.exact_keys) {
@@ -172,9 +172,9 @@ void validate(const ScorePagesParams& params) { score_pages(params, true); }
 void validate(const ExactScoresParams& params) {
   const FieldChecks check{"exact_scores"};
   check.shape(params.kv);
-  check.k(params.kv);
   check.subset(params.seqs, params.kv);
   if (params.seqs.count == 0) return;
+  check.k(params.kv);
   check.table(params.seqs, params.kv);
   check.query(params.q, params.kv);
   check.scale(params.scale);
