@@ -7,29 +7,37 @@ import statistics
 import time
 
 
-def measure(run, warmup=3, repeats=20, budget_s=None):
-    """Seconds of each call of `run`, at least `repeats` of them, more until `budget_s` is spent."""
+def measure(run, warmup=3, repeats=20):
+    """(wall, CPU) seconds of each of `repeats` calls of `run`; CPU is summed over the process's threads."""
     for _ in range(warmup):
         run()
-    seconds, begin = [], time.perf_counter()
-    while len(seconds) < repeats or (budget_s and time.perf_counter() - begin < budget_s):
-        start = time.perf_counter()
+    samples = []
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
         run()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        samples.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return samples
 
 
-def spread(seconds):
-    """Milliseconds. Quartiles rather than a deviation: a shared machine skews one way."""
-    ms = [1e3 * s for s in seconds]
-    low, median, high = statistics.quantiles(ms, n=4) if len(ms) > 1 else ms * 3
-    return {"best_ms": round(min(ms), 3), "median_ms": round(median, 3), "q1_ms": round(low, 3),
-            "q3_ms": round(high, 3), "worst_ms": round(max(ms), 3), "runs": len(ms)}
+def spread(samples, threads):
+    """Milliseconds. Quartiles rather than a deviation: a shared machine skews one way.
+
+    cpu_ms_per_thread is the median CPU time over the number of threads: what the wall time would be were
+    the work evenly split and never interrupted, hence a lower bound. With OMP_WAIT_POLICY=passive waiting
+    threads sleep, and it is the steadier figure on a loaded machine.
+    """
+    wall = sorted(1e3 * sample[0] for sample in samples)
+    low, median, high = statistics.quantiles(wall, n=4)
+    cpu = statistics.median(1e3 * sample[1] for sample in samples) / threads
+    return {"best_ms": round(wall[0], 3), "median_ms": round(median, 3), "q1_ms": round(low, 3),
+            "q3_ms": round(high, 3), "worst_ms": round(wall[-1], 3), "runs": len(wall),
+            "cpu_ms_per_thread": round(cpu, 3)}
 
 
 def environment(threads, packages):
     info = {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "threads": threads, "logical_cpus": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 2),
+            "threads": threads, "logical_cpus": os.cpu_count(),
+            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"), "load_1min": round(os.getloadavg()[0], 2),
             "versions": {name: importlib.metadata.version(name) for name in packages}}
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -9,6 +9,7 @@ again. Calls go to llama_decode directly, so that no Python work is timed but an
 import argparse
 import json
 import pathlib
+import sys
 import time
 
 import llama_cpp
@@ -46,14 +47,14 @@ class Runner:
         return np.ctypeslib.as_array(row, shape=(self.llm.n_vocab(),))
 
     def decode(self, count):
-        ids, seconds = [], []
+        ids, samples = [], []
         for _ in range(count):
             ids.append(int(self.logits().argmax()))
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             self.feed(ids[-1:])
             self.logits()
-            seconds.append(time.perf_counter() - start)
-        return ids, seconds
+            samples.append((time.perf_counter() - wall, time.process_time() - cpu))
+        return ids, samples
 
 
 def agreement(runner, golden, text):
@@ -72,20 +73,26 @@ def agreement(runner, golden, text):
             "greedy_tokens": len(ids)}
 
 
-def measure(runner, tokens, lengths, count):
+def measure(runner, tokens, lengths, count, threads):
     runner.clear()
-    results, spent, filled = [], 0.0, 0
+    results, spent, spent_cpu, filled = [], 0.0, 0.0, 0
     for length in sorted(lengths):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         runner.feed(tokens[filled:length])
         runner.logits()
-        spent, filled = spent + time.perf_counter() - start, length
-        _, seconds = runner.decode(count)
+        spent, spent_cpu = spent + time.perf_counter() - wall, spent_cpu + time.process_time() - cpu
+        filled = length
+        _, samples = runner.decode(count)
         runner.truncate(length)
-        times = common.spread(seconds)
-        results.append({"length": length, "prefill_s": round(spent, 3), "prefill_tokens_s": round(length / spent, 1),
-                        "decode": times, "decode_tokens_s_median": round(1e3 / times["median_ms"], 1),
-                        "decode_tokens_s_best": round(1e3 / times["best_ms"], 1)})
+        times = common.spread(samples, threads)
+        results.append({"length": length, "prefill_s": round(spent, 3),
+                        "prefill_cpu_s_per_thread": round(spent_cpu / threads, 3),
+                        "prefill_tokens_s": round(length / spent, 1),
+                        "prefill_tokens_s_by_cpu_time": round(length * threads / spent_cpu, 1), "decode": times,
+                        "decode_tokens_s_median": round(1e3 / times["median_ms"], 1),
+                        "decode_tokens_s_best": round(1e3 / times["best_ms"], 1),
+                        "decode_tokens_s_by_cpu_time": round(1e3 / times["cpu_ms_per_thread"], 1)})
+        print(f"length {length} done", results[-1], file=sys.stderr, flush=True)
     return results
 
 
@@ -105,7 +112,7 @@ def main():
                       "environment": common.environment(args.threads, ["llama_cpp_python", "gguf"]),
                       "system_info": llama_cpp.llama_print_system_info().decode().strip(" |"),
                       "agreement": agreement(runner, golden, text),
-                      "results": measure(runner, tokens, args.lengths, args.decode)}, indent=1))
+                      "results": measure(runner, tokens, args.lengths, args.decode, args.threads)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def main():
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--variants", nargs="+", default=["gqa", "grouped"], choices=["gqa", "grouped"])
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -54,9 +55,10 @@ def main():
                 k, v = (torch.empty(shape, dtype=DTYPES[dtype]).normal_() for _ in range(2))
                 q = torch.empty((batch, args.heads, 1, args.dim), dtype=DTYPES[dtype]).normal_()
                 size = (k.numel() + v.numel()) * k.element_size()
-                for name, run in variants(q, k, v).items():
+                for name in args.variants:
+                    run = variants(q, k, v)[name]
                     error = check(q, k, v, run())
-                    times = common.spread(common.measure(run, repeats=args.repeats))
+                    times = common.spread(common.measure(run, repeats=args.repeats), args.threads)
                     results.append({"batch": batch, "dtype": dtype, "variant": name, **times, "kv_bytes": size,
                                     "best_gb_s": round(size / times["best_ms"] / 1e6, 2),
                                     "median_gb_s": round(size / times["median_ms"] / 1e6, 2),
