@@ -352,6 +352,10 @@ void PagedFixture::set_length(std::int64_t seq, std::int32_t n) {
   lens_[static_cast<std::size_t>(seq)] = n;
 }
 
+void PagedFixture::remap_page(std::int64_t seq, std::int64_t page_idx, std::int32_t page) {
+  block_table_[static_cast<std::size_t>(seq * kv_.block_table_stride + page_idx)] = page;
+}
+
 std::vector<std::int32_t> PagedFixture::sealed_physical_pages() const {
   std::vector<std::int32_t> pages;
   for (std::int64_t b = 0; b < num_seqs(); ++b) {

@@ -93,6 +93,8 @@ class PagedFixture {
   [[nodiscard]] std::int64_t slot_of(std::int64_t seq, std::int64_t token) const;
   /// Changes N; at most the first length + reserve_tokens.
   void set_length(std::int64_t seq, std::int32_t n);
+  /// Points one block table entry at another physical page.
+  void remap_page(std::int64_t seq, std::int64_t page_idx, std::int32_t page);
   /// Distinct physical pages that are sealed, ascending.
   [[nodiscard]] std::vector<std::int32_t> sealed_physical_pages() const;
   /// A physical page no sequence uses; i in [0, kSparePages).
