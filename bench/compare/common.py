@@ -23,7 +23,7 @@ def spread(samples, threads):
     """Milliseconds. Quartiles rather than a deviation: a shared machine skews one way.
 
     cpu_ms_per_thread is the median CPU time over the number of threads: what the wall time would be were
-    the work evenly split and never interrupted, hence a lower bound. With OMP_WAIT_POLICY=passive waiting
+    the work evenly split and never interrupted: an estimate, no measured speed. With OMP_WAIT_POLICY=passive waiting
     threads sleep, and it is the steadier figure on a loaded machine.
     """
     wall = sorted(1e3 * sample[0] for sample in samples)
