@@ -34,14 +34,14 @@ std::vector<SparsePolicy> EvalFlags::policies() const {
   if (presets.empty()) {
     throw Error(ErrorCode::kInvalidArgument, "[eval] presets, got none, accepted one or more");
   }
-  std::vector<SparsePolicy> out;
+  std::vector<SparsePolicy> list;
   for (const std::string& preset : presets) {
-    out.push_back(attention.policy(preset));
+    list.push_back(attention.policy(preset));
     // Quality is judged on the sparse path whatever the machine's crossover, unless asked
     // otherwise.
-    if (!attention.dense_below) out.back().dense_below_tokens = 0;
+    if (!attention.dense_below) list.back().dense_below_tokens = 0;
   }
-  return out;
+  return list;
 }
 
 namespace {
