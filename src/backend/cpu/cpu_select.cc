@@ -136,9 +136,10 @@ void CpuBackend::do_select_pages(const SelectPagesParams& params, Workspace work
   pool_.parallel_for(params.seqs.count * num_heads, [&](std::int64_t unit, int worker) {
     const std::int32_t seq = plan.order[unit / num_heads];
     const std::int64_t head = unit % num_heads;
-    select_unit(select_, params, seq, head,
-                params.scores + (seq * num_heads + head) * params.page_stride,
-                plan.scratch_of(worker));
+    const float* scores = params.scores == nullptr
+                              ? nullptr
+                              : params.scores + (seq * num_heads + head) * params.page_stride;
+    select_unit(select_, params, seq, head, scores, plan.scratch_of(worker));
   });
 }
 

@@ -53,23 +53,32 @@ HWY_INLINE VecI ordered_keys(VecI bits) {
   return hn::Xor(bits, hn::And(hn::BroadcastSignBit(bits), low31));
 }
 
+// The larger one; a NaN in `v` loses.
+HWY_INLINE VecF larger(VecF v, VecF best) {
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_EMU128
+  return hn::Max(v, best);  // gives the second where either is NaN
+#else
+  return hn::IfThenElse(hn::Gt(v, best), v, best);
+#endif
+}
+
 HWY_INLINE float row_maximum(const float* row, std::int64_t entries) {
   const TagF df;
   VecF m0 = hn::Set(df, -std::numeric_limits<float>::infinity());
   VecF m1 = m0;
   std::int64_t i = 0;
   for (; i + 2 * kLanesF <= entries; i += 2 * kLanesF) {
-    m0 = hn::Max(hn::LoadU(df, row + i), m0);
-    m1 = hn::Max(hn::LoadU(df, row + i + kLanesF), m1);
+    m0 = larger(hn::LoadU(df, row + i), m0);
+    m1 = larger(hn::LoadU(df, row + i + kLanesF), m1);
   }
-  if (i < entries) m0 = hn::Max(hn::LoadU(df, row + i), m0);
+  if (i < entries) m0 = larger(hn::LoadU(df, row + i), m0);
   return hn::GetLane(hn::MaxOfLanes(df, hn::Max(m0, m1)));
 }
 
 // Levels, as fractions of the largest weight, whose masses `weigh` finds in passing: its
 // multiply-adds leave room for the additions.
-constexpr int kMarks = 4;
-constexpr float kMark[kMarks] = {0x1p-2F, 0x1p-5F, 0x1p-8F, 0x1p-11F};
+constexpr int kMarks = 2;
+constexpr float kMark[kMarks] = {0x1p-3F, 0x1p-8F};
 
 struct RowMass {
   double total = 0;
@@ -87,8 +96,6 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum) {
   VecD total = hn::Zero(dd);
   VecD marks0 = hn::Zero(dd);
   VecD marks1 = hn::Zero(dd);
-  VecD marks2 = hn::Zero(dd);
-  VecD marks3 = hn::Zero(dd);
   const auto widen = [](VecF v, VecD& sum) HWY_ATTR {
     const hn::Half<TagF> half;
     sum = hn::Add(sum, hn::Add(hn::PromoteTo(TagD(), hn::LowerHalf(half, v)),
@@ -102,8 +109,6 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum) {
     VecF all = hn::Zero(df);
     VecF m0 = hn::Zero(df);
     VecF m1 = hn::Zero(df);
-    VecF m2 = hn::Zero(df);
-    VecF m3 = hn::Zero(df);
     for (std::int64_t i = begin; i < end; i += kLanesF) {
       const VecF x = hn::Sub(hn::LoadU(df, row + i), vmax);
       const auto weighs = hn::Gt(x, least);
@@ -112,17 +117,12 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum) {
       all = hn::Add(all, w);
       add_from(w, kMark[0], m0);
       add_from(w, kMark[1], m1);
-      add_from(w, kMark[2], m2);
-      add_from(w, kMark[3], m3);
     }
     widen(all, total);
     widen(m0, marks0);
     widen(m1, marks1);
-    widen(m2, marks2);
-    widen(m3, marks3);
   }
-  return {sum_lanes(total),
-          {sum_lanes(marks0), sum_lanes(marks1), sum_lanes(marks2), sum_lanes(marks3)}};
+  return {sum_lanes(total), {sum_lanes(marks0), sum_lanes(marks1)}};
 }
 
 HWY_INLINE std::int64_t count_from(const float* row, std::int64_t entries, float threshold) {
@@ -171,8 +171,13 @@ void find_head_set(float* row, std::int64_t slots, float p, std::int32_t min_tok
   const std::int64_t entries = padded_row(slots);
   for (std::int64_t i = slots; i < entries; ++i) row[i] = -kInfinity;
   *set = {kInfinity, 0.0};
-  const float maximum = row_maximum(row, entries);
+  float maximum = row_maximum(row, entries);
   if (!(maximum > -kInfinity)) return;  // no candidate; the row is -inf already
+  if (maximum == kInfinity) {
+    // Infinite scores share the mass; as the largest finite number they can be subtracted.
+    maximum = std::numeric_limits<float>::max();
+    for (std::int64_t i = 0; i < entries; ++i) row[i] = row[i] > maximum ? maximum : row[i];
+  }
   const RowMass mass = weigh(row, entries, maximum);
   set->total = mass.total;
   set->threshold = std::numeric_limits<float>::lowest();
