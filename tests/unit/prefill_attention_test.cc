@@ -346,6 +346,28 @@ TEST(PrefillKernels, SoftmaxTileIsAccurateToTwoUlp) {
       ASSERT_NEAR(weights[at], exact, exact * relative) << isa_name(isa) << " column " << j;
     }
     EXPECT_NEAR(sum, total, total * 0x1p-18) << isa_name(isa);
+
+    // The bf16 form stores the same weights, rounded to nearest, and sums them as stored.
+    std::vector<std::uint16_t> halves(kCols);
+    float half_max = -std::numeric_limits<float>::infinity();
+    float half_sum = 0;
+    prefill_kernels(isa).softmax_bf16({.scores = scores.data(),
+                                       .weights = halves.data(),
+                                       .out = out.data(),
+                                       .max = &half_max,
+                                       .sum = &half_sum,
+                                       .first_visible = visible,
+                                       .rows = 1,
+                                       .cols = kCols,
+                                       .head_dim = 16,
+                                       .group = 1,
+                                       .scale_log2 = 1.0F});
+    double half_total = 0;
+    for (std::size_t j = 0; j < kCols; ++j) {
+      ASSERT_EQ(halves[j], f32_to_bf16(weights[j])) << isa_name(isa) << " column " << j;
+      half_total += bf16_to_f32(halves[j]);
+    }
+    EXPECT_NEAR(half_sum, half_total, half_total * 0x1p-18) << isa_name(isa);
   }
 }
 
