@@ -136,6 +136,11 @@ class TWILIGHT_API Engine {
   [[nodiscard]] const DecodeTotals& totals() const;
   void reset_totals();
 
+  /// Shows every decode step's rotated queries [B, Hq, D] of each layer to `observer`, before the
+  /// attention; an empty one stops it. For studies of real queries; the data lives for the call
+  /// only.
+  void observe_queries(std::function<void(std::int32_t layer, const float* q)> observer);
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;

@@ -71,6 +71,10 @@ class TWILIGHT_API KvCache {
   /// Does nothing where the planes are the same. `Attention` objects must be made anew afterwards.
   void set_index(const SparsePolicy& policy);
 
+  /// Copies a sequence's keys and values of a layer out as f32, [N, Hkv, D] each. Throws
+  /// Error(kInvalidArgument) for a layer the cache does not have.
+  void read(const Sequence& sequence, std::int32_t layer, float* k, float* v) const;
+
   struct Impl;
   [[nodiscard]] Impl& impl() const { return *impl_; }
 

@@ -29,18 +29,23 @@ class PrefillPort final : public AttentionPort {
   bool full_precision_;
 };
 
+using QueryObserver = std::function<void(std::int32_t layer, const float* q)>;
+
 class DecodePort final : public AttentionPort {
  public:
-  explicit DecodePort(Attention& attention) : attention_(attention) {}
+  DecodePort(Attention& attention, const QueryObserver& observer)
+      : attention_(attention), observer_(observer) {}
   void append(std::int32_t layer, const float* k, const float* v) override {
     attention_.append(layer, k, v);
   }
   void attend(std::int32_t layer, const float* q, float* out) override {
+    if (observer_) observer_(layer, q);
     attention_.decode(layer, q, out);
   }
 
  private:
   Attention& attention_;
+  const QueryObserver& observer_;
 };
 
 EngineOptions settle(EngineOptions options, const ModelInfo& info) {
@@ -118,6 +123,7 @@ struct Engine::Impl {
   std::unique_ptr<Attention> attention;
   std::vector<std::int32_t> chunk;  // positions of the tokens in flight
   DecodeTotals totals;
+  QueryObserver query_observer;
   bool collect = true;
   bool audit = false;
 };
@@ -177,7 +183,7 @@ Engine::Status Engine::decode(std::span<Sequence* const> sequences,
     im.chunk[i] = sequences[i]->num_tokens();
   }
   if (!im.attention->begin(sequences, 1)) return Status::kOutOfPages;
-  DecodePort port(*im.attention);
+  DecodePort port(*im.attention, im.query_observer);
   try {
     im.transformer.forward(tokens, {im.chunk.data(), sequences.size()}, port);
     im.transformer.logits(0, static_cast<std::int32_t>(sequences.size()), logits);
@@ -201,5 +207,9 @@ std::span<const LayerStats> Engine::last_stats(std::int32_t layer) const {
 
 const DecodeTotals& Engine::totals() const { return impl_->totals; }
 void Engine::reset_totals() { impl_->totals = {}; }
+
+void Engine::observe_queries(std::function<void(std::int32_t layer, const float* q)> observer) {
+  impl_->query_observer = std::move(observer);
+}
 
 }  // namespace twilight

@@ -1,11 +1,29 @@
 #include "twilight/kv_cache.h"
 
+#include <cstring>
 #include <vector>
 
+#include "core/check.h"
+#include "core/float16.h"
 #include "engine/kv_cache_impl.h"
 #include "sparse/decode_step.h"
 
 namespace twilight {
+namespace {
+
+void widen(const std::byte* row, DType dtype, std::int32_t count, float* out) {
+  if (dtype == DType::kF32) {
+    std::memcpy(out, row, static_cast<std::size_t>(count) * sizeof(float));
+    return;
+  }
+  for (std::int32_t d = 0; d < count; ++d) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, row + d * 2, sizeof(bits));
+    out[d] = dtype == DType::kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+  }
+}
+
+}  // namespace
 
 Sequence::Sequence(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Sequence::Sequence(Sequence&&) noexcept = default;
@@ -66,6 +84,27 @@ void KvCache::set_index(const SparsePolicy& policy) {
     seal.pages = used.data();
     seal.num_pages = static_cast<std::int32_t>(used.size());
     if (seal.num_pages > 0) impl_->backend().seal_pages(seal);
+  }
+}
+
+void KvCache::read(const Sequence& sequence, std::int32_t layer, float* k, float* v) const {
+  const KvCacheOptions& options = impl_->options;
+  require(layer >= 0 && layer < options.num_layers, "kv_cache", "layer, got ", layer,
+          ", accepted 0 to ", options.num_layers - 1);
+  const PagedKvView view = impl_->storage.view(layer);
+  const PageTable& table = sequence.impl().table;
+  const std::int64_t head_dim = options.head_dim;
+  for (std::int32_t token = 0; token < table.num_tokens(); ++token) {
+    const std::int64_t page = table.pages()[static_cast<std::size_t>(token / options.page_size)];
+    const std::int64_t slot = token % options.page_size;
+    const int bytes = dtype_bytes(options.dtype);
+    for (std::int64_t head = 0; head < options.num_kv_heads; ++head) {
+      const std::int64_t at = (token * std::int64_t{options.num_kv_heads} + head) * head_dim;
+      widen(view.k_rows(page, head) + slot * view.k.token_stride * bytes, options.dtype,
+            options.head_dim, k + at);
+      widen(view.v_rows(page, head) + slot * view.v.token_stride * bytes, options.dtype,
+            options.head_dim, v + at);
+    }
   }
 }
 
