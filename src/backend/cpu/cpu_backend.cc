@@ -13,7 +13,9 @@ CpuBackend::CpuBackend(ThreadPool& pool, Isa isa)
       index_(index_kernels(isa)),
       select_(select_kernels(isa)),
       attend_(attend_kernels(isa)),
-      model_(model_kernels(isa)) {}
+      model_(model_kernels(isa)),
+      matmul_(pool, isa),
+      prefill_(pool, isa) {}
 
 CpuBackend::~CpuBackend() = default;
 
@@ -34,7 +36,8 @@ Support CpuBackend::supports(const StepCaps& caps, DType /*cache_dtype*/,
 }
 
 std::size_t CpuBackend::workspace_bytes(const StepCaps& caps) const {
-  return std::max({index_workspace_bytes(caps), select_workspace_bytes(caps), attend_workspace_bytes(caps)});
+  return std::max(
+      {index_workspace_bytes(caps), select_workspace_bytes(caps), attend_workspace_bytes(caps)});
 }
 
 }  // namespace cpu

@@ -3,11 +3,13 @@
 
 #include <string>
 
+#include "backend/cpu/dnnl_matmul.h"
 #include "backend/cpu/isa.h"
 #include "backend/cpu/kernels/attend.h"
 #include "backend/cpu/kernels/index.h"
 #include "backend/cpu/kernels/model.h"
 #include "backend/cpu/kernels/select.h"
+#include "backend/cpu/prefill_attention.h"
 #include "core/thread_pool.h"
 #include "ops/backend.h"
 
@@ -59,6 +61,8 @@ class CpuBackend final : public Backend {
   const SelectKernels& select_;
   const AttendKernels& attend_;
   const ModelKernels& model_;
+  DnnlMatmul matmul_;
+  PrefillAttention prefill_;
 };
 
 }  // namespace twilight::cpu

@@ -1,13 +1,28 @@
 #ifndef TWILIGHT_BACKEND_CPU_KERNELS_MODEL_H_
 #define TWILIGHT_BACKEND_CPU_KERNELS_MODEL_H_
 
+#include <cstdint>
+
 #include "backend/cpu/kernels/kernels.h"
 #include "ops/params.h"
 
 namespace twilight::cpu {
 
+/// Most rows `matvec` takes at once; more go through oneDNN.
+inline constexpr std::int32_t kMatvecMaxRows = 8;
+
+/// Range kernels of the model's small ops: no threading, and no value depends on how the range was
+/// cut.
 struct ModelKernels {
-  int placeholder;
+  /// Output rows [begin, end) of a linear layer with num_rows <= kMatvecMaxRows, in f32. Reads each
+  /// weight once.
+  void (*matvec)(const LinearParams& params, std::int64_t begin, std::int64_t end);
+  /// Rows [begin, end).
+  void (*rms_norm)(const RmsNormParams& params, std::int64_t begin, std::int64_t end);
+  /// Tokens [begin, end).
+  void (*rope)(const RopeParams& params, std::int64_t begin, std::int64_t end);
+  /// Elements [begin, end).
+  void (*silu_mul)(const SiluMulParams& params, std::int64_t begin, std::int64_t end);
 };
 
 TWILIGHT_DECLARE_KERNELS(ModelKernels, model_kernels)
