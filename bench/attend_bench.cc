@@ -1,0 +1,301 @@
+// Decode attention against the read bandwidth of the machine, measured in the same run.
+//
+//   attend_bench [threads [isa [repeats]]]
+//
+// Every row gives the bytes of K and V the op must read, the median time, the spread (p10-p90), the
+// rate at the median and its share of the plain read of the same number of threads.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/float16.h"
+#include "core/thread_pool.h"
+#include "ops/backend.h"
+
+namespace {
+
+using twilight::Buffer;
+using twilight::ThreadPool;
+
+struct Times {
+  double median = 0;
+  double low = 0;
+  double high = 0;
+  double best = 0;
+};
+
+Times measure(int repeats, const std::function<void()>& work) {
+  work();
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    work();
+    const auto end = std::chrono::steady_clock::now();
+    seconds.push_back(std::chrono::duration<double>(end - begin).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const auto at = [&](double f) {
+    return seconds[static_cast<std::size_t>(f * static_cast<double>(seconds.size() - 1) + 0.5)];
+  };
+  return {at(0.5), at(0.1), at(0.9), seconds.front()};
+}
+
+// Adds up `bytes` read as four streams a page apart.
+std::uint64_t read_streams(const std::byte* data, std::size_t bytes) {
+  typedef std::uint64_t Vec __attribute__((vector_size(64)));
+  const std::size_t part = bytes / 4 / 64;
+  const auto* p = reinterpret_cast<const Vec*>(data);
+  Vec sums[4] = {};
+  for (std::size_t i = 0; i < part; ++i) {
+    for (std::size_t s = 0; s < 4; ++s) sums[s] += p[s * part + i];
+  }
+  std::uint64_t total = 0;
+  for (const Vec& sum : sums) {
+    for (int i = 0; i < 8; ++i) total += sum[i];
+  }
+  return total;
+}
+
+// Best of several passes over `memory`, GB/s.
+double read_bandwidth(ThreadPool& pool, const Buffer& memory, int repeats) {
+  constexpr std::size_t kPiece = std::size_t{1} << 20;
+  [[maybe_unused]] static volatile std::uint64_t sink = 0;
+  const std::size_t pieces = memory.size() / kPiece;
+  const Times times = measure(repeats, [&] {
+    std::vector<std::uint64_t> sums(pieces);
+    pool.parallel_for(static_cast<std::int64_t>(pieces), [&](std::int64_t i, int) {
+      sums[static_cast<std::size_t>(i)] =
+          read_streams(memory.data() + static_cast<std::size_t>(i) * kPiece, kPiece);
+    });
+    sink = std::accumulate(sums.begin(), sums.end(), std::uint64_t{0});
+  });
+  return static_cast<double>(pieces * kPiece) / times.best / 1e9;
+}
+
+struct Shape {
+  int seqs;
+  int q_heads;
+  int kv_heads;
+  int dim;
+  int tokens;
+  int page_size = 16;
+};
+
+// A bf16 cache in shuffled physical pages, [page, head, slot, D].
+struct Cache {
+  Shape shape;
+  Buffer k;
+  Buffer v;
+  std::vector<std::int32_t> table;
+  std::vector<std::int32_t> lens;
+  std::vector<float> q;
+  std::vector<float> out;
+  Buffer workspace;
+  twilight::PagedKvView view;
+
+  Cache(const Shape& s, const twilight::Backend& backend) : shape(s) {
+    std::mt19937 rng(7);
+    const int pages_per_seq = (s.tokens + s.page_size - 1) / s.page_size;
+    const int pages = pages_per_seq * s.seqs;
+    const std::size_t elements = std::size_t(pages) * s.kv_heads * s.page_size * s.dim;
+    k = Buffer(elements * 2);
+    v = Buffer(elements * 2);
+    fill(k, &rng);
+    fill(v, &rng);
+    table.resize(pages);
+    std::iota(table.begin(), table.end(), 0);
+    std::shuffle(table.begin(), table.end(), rng);
+    lens.assign(s.seqs, s.tokens);
+    std::normal_distribution<float> normal;
+    q.resize(std::size_t(s.seqs) * s.q_heads * s.dim);
+    for (float& x : q) x = normal(rng);
+    out.resize(q.size());
+
+    view.dtype = twilight::DType::kBf16;
+    view.num_seqs = s.seqs;
+    view.num_kv_heads = s.kv_heads;
+    view.head_dim = s.dim;
+    view.page_size = s.page_size;
+    const std::int64_t row = s.dim;
+    view.k = {k.data(), s.kv_heads * s.page_size * row, s.page_size * row, row};
+    view.v = {v.data(), s.kv_heads * s.page_size * row, s.page_size * row, row};
+    view.block_table = table.data();
+    view.block_table_stride = pages_per_seq;
+    view.seq_lens = lens.data();
+
+    twilight::StepCaps caps;
+    caps.max_seqs = s.seqs;
+    caps.num_q_heads = s.q_heads;
+    caps.num_kv_heads = s.kv_heads;
+    caps.head_dim = s.dim;
+    caps.page_size = s.page_size;
+    caps.max_tokens = s.tokens;
+    caps.max_candidate_pages = pages_per_seq;
+    workspace = Buffer(backend.workspace_bytes(caps));
+  }
+
+  static void fill(Buffer& buffer, std::mt19937* rng) {
+    std::vector<std::uint16_t> block(1 << 16);
+    std::normal_distribution<float> normal;
+    for (auto& x : block) x = twilight::f32_to_bf16(normal(*rng));
+    for (std::size_t at = 0; at < buffer.size(); at += block.size() * 2) {
+      std::memcpy(buffer.data() + at, block.data(), std::min(block.size() * 2, buffer.size() - at));
+    }
+  }
+  [[nodiscard]] twilight::Workspace scratch() { return {workspace.data(), workspace.size()}; }
+  [[nodiscard]] twilight::QueryView query() const {
+    return {q.data(), std::int64_t(shape.q_heads) * shape.dim, shape.q_heads};
+  }
+  [[nodiscard]] float scale() const { return 1.0F / std::sqrt(float(shape.dim)); }
+};
+
+class Bench {
+ public:
+  Bench(int threads, const std::string& isa, int repeats)
+      : pool_(threads), backend_(twilight::make_cpu_backend(pool_, isa)), repeats_(repeats) {
+    std::printf("%s\n", backend_->description().c_str());
+    const Buffer memory = touched(std::size_t{512} << 20);
+    if (pool_.num_threads() != 1) {
+      ThreadPool one(1);
+      std::printf("plain read, 1 thread: %.1f GB/s\n", read_bandwidth(one, memory, 8));
+    }
+    bandwidth_ = read_bandwidth(pool_, memory, 12);
+    std::printf("plain read, %d threads: %.1f GB/s (best of 12 passes over 512 MiB)\n",
+                pool_.num_threads(), bandwidth_);
+    std::printf("%-46s %9s %9s %17s %7s %6s %6s\n", "case", "MB", "median", "p10-p90 [us]", "GB/s",
+                "share", "best");
+  }
+
+  void dense(const Shape& shape) {
+    Cache cache(shape, *backend_);
+    twilight::AttendDenseParams params;
+    params.seqs.count = shape.seqs;
+    params.q = cache.query();
+    params.kv = cache.view;
+    params.scale = cache.scale();
+    params.out = cache.out.data();
+    params.out_seq_stride = params.q.seq_stride;
+    const double bytes = 4.0 * shape.seqs * shape.kv_heads * shape.tokens * shape.dim;
+    report("dense " + text(shape), bytes,
+           measure(repeats_, [&] { backend_->attend_dense(params, cache.scratch()); }));
+  }
+
+  // `count(list)` tokens of each (sequence, KV head): single tokens, or runs of 4 to 16 in a page.
+  void sparse(const std::string& name, Cache& cache, const std::function<int()>& count,
+              bool clustered) {
+    const Shape& s = cache.shape;
+    std::mt19937 rng(11);
+    std::vector<std::int32_t> kept(std::size_t(s.seqs) * s.kv_heads * s.tokens);
+    std::vector<std::int32_t> counts;
+    double tokens = 0;
+    for (int list = 0; list < s.seqs * s.kv_heads; ++list) {
+      std::vector<bool> chosen(s.tokens);
+      const int wanted = std::min(s.tokens, count());
+      for (int have = 0; have < wanted;) {
+        const int run = clustered ? 4 + int(rng() % 13) : 1;
+        const int begin = clustered ? int(rng() % (s.tokens / 16)) * 16 : int(rng() % s.tokens);
+        for (int i = 0; i < run && have < wanted; ++i) {
+          if (!chosen[begin + i]) {
+            chosen[begin + i] = true;
+            ++have;
+          }
+        }
+      }
+      std::int32_t* to = kept.data() + std::size_t(list) * s.tokens;
+      for (int t = 0; t < s.tokens; ++t) {
+        if (chosen[t]) *to++ = t;
+      }
+      counts.push_back(wanted);
+      tokens += wanted;
+    }
+    twilight::AttendSparseParams params;
+    params.seqs.count = s.seqs;
+    params.q = cache.query();
+    params.kv = cache.view;
+    params.scale = cache.scale();
+    params.kept = kept.data();
+    params.kept_counts = counts.data();
+    params.kept_stride = s.tokens;
+    params.out = cache.out.data();
+    params.out_seq_stride = params.q.seq_stride;
+    // The rows and their part of the page tables must come from memory, so the caches are emptied
+    // between runs by reading something else.
+    std::vector<double> seconds;
+    for (int i = 0; i < repeats_ + 1; ++i) {
+      read_bandwidth(pool_, flush_, 1);
+      const auto begin = std::chrono::steady_clock::now();
+      backend_->attend_sparse(params, cache.scratch());
+      const auto end = std::chrono::steady_clock::now();
+      if (i > 0) seconds.push_back(std::chrono::duration<double>(end - begin).count());
+    }
+    std::sort(seconds.begin(), seconds.end());
+    const std::size_t n = seconds.size();
+    report("sparse " + name, tokens * s.dim * 4,
+           {seconds[n / 2], seconds[n / 10], seconds[n - 1 - n / 10], seconds[0]});
+  }
+
+  [[nodiscard]] twilight::Backend& backend() { return *backend_; }
+
+  static std::string text(const Shape& s) {
+    return "B" + std::to_string(s.seqs) + " Hq" + std::to_string(s.q_heads) + " Hkv" +
+           std::to_string(s.kv_heads) + " D" + std::to_string(s.dim) + " N" +
+           std::to_string(s.tokens);
+  }
+
+ private:
+  static Buffer touched(std::size_t bytes) {
+    Buffer buffer(bytes);
+    std::memset(buffer.data(), 1, bytes);
+    return buffer;
+  }
+
+  void report(const std::string& name, double bytes, const Times& t) const {
+    const double rate = bytes / t.median / 1e9;
+    std::printf("%-46s %9.2f %9.1f %8.1f-%8.1f %7.1f %5.0f%% %6.1f\n", name.c_str(), bytes / 1e6,
+                t.median * 1e6, t.low * 1e6, t.high * 1e6, rate, 100 * rate / bandwidth_,
+                bytes / t.best / 1e9);
+  }
+
+  ThreadPool pool_;
+  std::unique_ptr<twilight::Backend> backend_;
+  int repeats_;
+  double bandwidth_ = 0;
+  Buffer flush_ = touched(std::size_t{96} << 20);
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 0;
+  const std::string isa = argc > 2 ? argv[2] : "auto";
+  const int repeats = argc > 3 ? std::atoi(argv[3]) : 30;
+  Bench bench(threads, isa, repeats);
+  bench.dense({1, 32, 8, 128, 32768});
+  bench.dense({8, 32, 8, 128, 32768});
+  bench.dense({1, 32, 8, 64, 32768});
+  bench.dense({1, 8, 8, 128, 32768});
+  bench.dense({1, 64, 8, 128, 32768});
+
+  Cache one({1, 32, 8, 128, 32768}, bench.backend());
+  Cache eight({8, 32, 8, 128, 32768}, bench.backend());
+  std::mt19937 rng(3);
+  std::lognormal_distribution<double> ragged(std::log(655.0), 1.0);
+  const auto two_percent = [] { return 655; };
+  const auto lognormal = [&] { return std::max(64, int(ragged(rng))); };
+  bench.sparse("2% random, B1", one, two_percent, false);
+  bench.sparse("2% clustered, B1", one, two_percent, true);
+  bench.sparse("2% random, B8", eight, two_percent, false);
+  bench.sparse("2% clustered, B8", eight, two_percent, true);
+  bench.sparse("lognormal random, B8", eight, lognormal, false);
+  bench.sparse("lognormal clustered, B8", eight, lognormal, true);
+  return 0;
+}
