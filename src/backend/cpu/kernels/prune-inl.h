@@ -135,6 +135,31 @@ HWY_INLINE std::int64_t count_from(const float* row, std::int64_t entries, float
   return count;
 }
 
+// A key above 0 that at least `wanted` keys below `key` reach, if so many are above 0 at all: the
+// wanted-th largest of the maxima of 32 disjoint parts of the row.
+HWY_INLINE std::int32_t floor_bound(const std::int32_t* bits, std::int64_t entries,
+                                    std::int64_t wanted, std::int32_t key, std::int32_t* maxima) {
+  constexpr std::int64_t kParts = kExactSize / kLanesF;
+  if (wanted > kExactSize) return 1;
+  const TagI di;
+  const VecI vkey = hn::Set(di, key);
+  VecI best[kParts];
+  for (VecI& b : best) b = hn::Zero(di);
+  for (std::int64_t i = 0; i < entries; i += kParts * kLanesF) {
+    for (std::int64_t part = 0; part < kParts; ++part) {
+      const std::int64_t at = i + part * kLanesF;
+      if (at >= entries) break;
+      const VecI k = hn::LoadU(di, bits + at);
+      best[part] = hn::Max(best[part], hn::IfThenElseZero(hn::Gt(vkey, k), k));
+    }
+  }
+  for (std::int64_t part = 0; part < kParts; ++part) {
+    hn::StoreU(best[part], di, maxima + part * kLanesF);
+  }
+  const TopSet top = finish_exactly<false>(maxima, kExactSize, {}, static_cast<double>(wanted));
+  return std::max(top.key, 1);
+}
+
 // The threshold that lets `floor` slots in, given that those >= `key` are `members` and too few.
 // The search among weights above 0 comes first, since it needs no other form of the row.
 HWY_INLINE float floor_threshold(float* row, std::int64_t entries, std::int64_t floor,
@@ -142,10 +167,11 @@ HWY_INLINE float floor_threshold(float* row, std::int64_t entries, std::int64_t 
   auto* bits = reinterpret_cast<std::int32_t*>(row);
   const auto target = static_cast<double>(floor);
   const Tally above{0.0, members};
-  const std::int64_t positive = narrow_to<false>(bits, entries, 1, key - 1, keys, nullptr);
+  const std::int32_t lo = floor_bound(bits, entries, floor - members, key, keys);
+  const std::int64_t positive = narrow_to<false>(bits, entries, lo, key - 1, keys);
   if (members + positive >= floor) {
     return key_value(
-        find_top_set<false>(bits, entries, 1, key - 1, above, target, keys, positive).key);
+        find_top_set<false>(bits, entries, lo, key - 1, above, target, keys, positive).key);
   }
   const TagI di;
   const auto flip = [&]() HWY_ATTR {
@@ -155,7 +181,7 @@ HWY_INLINE float floor_threshold(float* row, std::int64_t entries, std::int64_t 
   };
   flip();
   const std::int32_t lowest = ordered_key(std::numeric_limits<float>::lowest());
-  const std::int64_t rest = narrow_to<false>(bits, entries, lowest, key - 1, keys, nullptr);
+  const std::int64_t rest = narrow_to<false>(bits, entries, lowest, key - 1, keys);
   float threshold = std::numeric_limits<float>::lowest();
   if (members + rest > floor) {
     threshold = key_value(
@@ -199,9 +225,12 @@ void find_head_set(float* row, std::int64_t slots, float p, std::int32_t min_tok
     lo = std::min(lo, hi);
   }
   const auto* bits = reinterpret_cast<const std::int32_t*>(row);
-  const std::int64_t size = narrow_to<true>(bits, entries, lo, hi, scratch, nullptr);
   const Tally above{j == 0 ? 0.0 : mass.at_least[j - 1], 0};
-  const TopSet top = find_top_set<true>(bits, entries, lo, hi, above, target, scratch, size);
+  const double inside = (j < kMarks ? mass.at_least[j] : mass.total) - above.mass;
+  // Below the last mark the bracket's own mass is not known well enough to sample.
+  const std::int64_t size = j < kMarks ? -1 : narrow_to<true>(bits, entries, lo, hi, scratch);
+  const TopSet top =
+      find_top_set<true>(bits, entries, lo, hi, above, target, scratch, size, inside);
   set->threshold = key_value(top.key);
   // No weight is above 1, so a mass of min_tokens takes that many.
   if (target < min_tokens) {

@@ -27,8 +27,8 @@ struct Tally {
 
 struct TopSet {
   std::int32_t key = 0;      ///< members are >= key
-  std::int64_t above = 0;    ///< members > key
-  std::int64_t members = 0;  ///< with the ties
+  std::int64_t above = 0;    ///< members > key, where the target is a count
+  std::int64_t members = 0;  ///< with the ties, likewise
 };
 
 // A mask as an integer of its own width: a wider load would wait for the narrower store.
@@ -97,14 +97,16 @@ HWY_INLINE double sum_lanes(VecD v) { return hn::GetLane(hn::SumOfLanes(TagD(), 
 // Copies the keys in [lo, hi] of a row of whole vectors to `to` (may be `row`: a vector is read
 // before anything is stored at or past it) and closes them with a vector of kLowestKey. Register
 // compress and a full store, since a compressing store to memory costs ten times as much on some
-// machines.
+// machines. `above`, where given, grows by the mass or count of the keys in (hi, top].
 template <bool kMass>
 HWY_INLINE std::int64_t narrow_to(const std::int32_t* row, std::int64_t entries, std::int32_t lo,
-                                  std::int32_t hi, std::int32_t* to, Tally* above) {
+                                  std::int32_t hi, std::int32_t* to, std::int32_t top = 0,
+                                  Tally* above = nullptr) {
   const TagI di;
   const TagF df;
   const VecI below_lo = hn::Set(di, lo - 1);
   const VecI vhi = hn::Set(di, hi);
+  const VecI vtop = hn::Set(di, top);
   VecD low = hn::Zero(TagD());
   VecD high = hn::Zero(TagD());
   std::int64_t count_above = 0;
@@ -114,10 +116,11 @@ HWY_INLINE std::int64_t narrow_to(const std::int32_t* row, std::int64_t entries,
     const auto over = hn::Gt(keys, vhi);
     const auto inside = hn::AndNot(over, hn::Gt(keys, below_lo));
     if (above != nullptr) {
-      count_above += static_cast<std::int64_t>(hn::CountTrue(di, over));
+      const auto counted = hn::AndNot(hn::Gt(keys, vtop), over);
       if constexpr (kMass) {
-        const VecF weights = hn::BitCast(df, hn::IfThenElseZero(over, keys));
-        add_wide(weights, low, high);
+        add_wide(hn::BitCast(df, hn::IfThenElseZero(counted, keys)), low, high);
+      } else {
+        count_above += static_cast<std::int64_t>(hn::CountTrue(di, counted));
       }
     }
     if (hn::AllFalse(di, inside)) continue;
@@ -238,88 +241,120 @@ HWY_INLINE Survey survey(const std::int32_t* keys, std::int64_t size) {
           kMass ? hn::GetLane(hn::SumOfLanes(df, mass)) : static_cast<float>(size)};
 }
 
-// Where the threshold should lie, judged from a sample of the keys. A wrong guess costs a pass,
-// never the answer.
+constexpr std::int64_t kSample = 256;
+
+// Every `step`-th entry of a row, those in [lo, hi]. Returns how many.
+HWY_INLINE std::int64_t sample_row(const std::int32_t* row, std::int64_t entries, std::int32_t lo,
+                                   std::int32_t hi, std::int32_t* sample) {
+  const std::int64_t step = (entries + kSample - 1) / kSample;
+  std::int64_t size = 0;
+  for (std::int64_t i = 0; i < entries; i += step) {
+    sample[size] = row[i];
+    size += row[i] >= lo && row[i] <= hi ? 1 : 0;
+  }
+  hn::StoreU(hn::Set(TagI(), kLowestKey), TagI(), sample + size);
+  return size;
+}
+
+// Where the threshold should lie, judged from every `step`-th of the keys, which are all keys in
+// the bracket or (`partial`) some of them. `mass` is that of the whole bracket. Ends that the keys
+// do not tell are left alone. A wrong guess costs a pass, never the answer.
 template <bool kMass>
-HWY_INLINE void guess_bracket(const std::int32_t* keys, std::int64_t size, const Survey& all,
-                              double missing, std::int32_t* lo, std::int32_t* hi) {
-  constexpr std::int64_t kSample = 256;
+HWY_INLINE void guess_bracket(const std::int32_t* keys, std::int64_t size, bool partial,
+                              const Survey& range, double mass, double missing, std::int32_t* lo,
+                              std::int32_t* hi) {
   const std::int64_t step = (size + kSample - 1) / kSample;
   const std::int64_t sampled = (size + step - 1) / step;
   alignas(64) std::int32_t levels[kLevels];
   alignas(64) float measured[kLevels];
   // The lowest level is the smallest key, so its measure is that of the sample as a whole.
-  const std::int64_t span = std::int64_t{all.most} - all.least;
+  const std::int64_t span = std::int64_t{range.most} - range.least;
   for (int j = 0; j < kLevels; ++j) {
-    levels[j] = static_cast<std::int32_t>(all.least + span * j / kLevels);
+    levels[j] = static_cast<std::int32_t>(range.least + span * j / kLevels);
   }
   measure_levels<kMass>(keys, size, step, levels, measured);
-  const double scale = static_cast<double>(all.mass) / measured[0];
-  double margin = kMass ? 1e-5 * all.mass : 0.0;
-  if (step > 1) {
-    // Two standard deviations of the sampled share; unequal weights (within three octaves, mostly)
+  const double scale = mass / measured[0];
+  double margin = kMass ? 1e-5 * mass : 0.0;
+  if (step > 1 || partial) {
+    // Two standard deviations of the sampled share; unequal weights (within a few octaves, mostly)
     // make a sample worth 2.5 times fewer equal ones.
-    const double share = std::clamp(missing / all.mass, 0.0, 1.0);
+    const double share = std::clamp(missing / mass, 0.0, 1.0);
     const double variance =
         (kMass ? 2.5 : 1.0) * share * (1 - share) / static_cast<double>(sampled);
-    margin = all.mass * (2 * std::sqrt(variance) + 2.0 / static_cast<double>(sampled));
+    margin = mass * (2 * std::sqrt(variance) + 2.0 / static_cast<double>(sampled));
   }
-  std::int32_t from = all.least;
-  std::int32_t to = all.most;
   for (int j = 0; j < kLevels; ++j) {
     const double estimate = scale * measured[j];
-    if (estimate >= missing + margin) from = levels[j];
+    if (j > 0 && estimate >= missing + margin) *lo = levels[j];
     if (estimate < missing - margin) {
-      to = std::max(from, levels[j] - 1);
+      *hi = std::max(*lo, levels[j] - 1);
       break;
     }
   }
-  *lo = from;
-  *hi = to;
 }
 
-// The top set of a row of whole vectors. On entry the threshold is in [lo, hi], `above` tells of
-// the keys > hi, and keys[0, size) are the row's keys in [lo, hi], closed by kLowestKey; the row is
-// read again only after a wrong guess.
+// The top set of a row of whole vectors. On entry the threshold is in [lo, hi] and `above` tells of
+// the keys > hi. `keys` has room for the row; `size` >= 0 says that it already holds the row's keys
+// in [lo, hi], closed by kLowestKey. Otherwise `inside` is their mass or count, roughly.
 template <bool kMass>
 TopSet find_top_set(const std::int32_t* row, std::int64_t entries, std::int32_t lo, std::int32_t hi,
-                    Tally above, double target, std::int32_t* keys, std::int64_t size) {
+                    Tally above, double target, std::int32_t* keys, std::int64_t size,
+                    double inside_mass = 0) {
   // Guesses shrink the bracket about fivefold; halving it, after many, bounds the worst case.
   constexpr int kMaxGuesses = 12;
+  // So few sampled keys say little.
+  constexpr std::int64_t kLeastSample = 64;
+  const auto measure_of = [](const Tally& t) {
+    return kMass ? t.mass : static_cast<double>(t.count);
+  };
   for (int round = 0;; ++round) {
-    if (size <= kExactSize && size > 0) return finish_exactly<kMass>(keys, size, above, target);
-    if (size == 0) return {lo, above.count, above.count};
-    const Survey all = survey<kMass>(keys, size);
-    lo = all.least;
-    hi = all.most;
-    if (lo == hi) return {lo, above.count, above.count + size};
-    const double base = kMass ? above.mass : static_cast<double>(above.count);
     std::int32_t from = lo;
     std::int32_t to = hi;
-    if (round < kMaxGuesses) guess_bracket<kMass>(keys, size, all, target - base, &from, &to);
-    if (from == lo && to == hi) {
-      from = static_cast<std::int32_t>(lo + (std::int64_t{hi} - lo) / 2 + 1);
+    const double missing = target - measure_of(above);
+    const bool in_row = size < 0;
+    if (in_row) {
+      const std::int64_t sampled = sample_row(row, entries, lo, hi, keys);
+      if (sampled >= kLeastSample) {
+        const Survey range = survey<kMass>(keys, sampled);
+        if (range.least < range.most) {
+          guess_bracket<kMass>(keys, sampled, true, range, inside_mass, missing, &from, &to);
+        }
+      }
+      if (from == lo && to == hi) {
+        size = narrow_to<kMass>(row, entries, lo, hi, keys);
+        continue;
+      }
+    } else {
+      if (size <= kExactSize && size > 0) return finish_exactly<kMass>(keys, size, above, target);
+      if (size == 0) return {lo, above.count, above.count};
+      const Survey all = survey<kMass>(keys, size);
+      from = lo = all.least;
+      to = hi = all.most;
+      if (lo == hi) return {lo, above.count, above.count + size};
+      if (round < kMaxGuesses) {
+        guess_bracket<kMass>(keys, size, false, all, all.mass, missing, &from, &to);
+      }
+      if (from == lo && to == hi) {
+        from = static_cast<std::int32_t>(lo + (std::int64_t{hi} - lo) / 2 + 1);
+      }
     }
     Tally over;
-    const std::int64_t inside = narrow_to<kMass>(keys, size, from, to, keys, &over);
-    const Tally with_inside{kMass ? mass_of(keys, inside) : 0.0, inside};
-    const double reached_above = kMass ? over.mass : static_cast<double>(over.count);
-    const double reached_all =
-        reached_above + (kMass ? with_inside.mass : static_cast<double>(with_inside.count));
-    if (to < hi && base + reached_above >= target) {
+    size =
+        narrow_to<kMass>(in_row ? row : keys, in_row ? entries : size, from, to, keys, hi, &over);
+    const Tally inside{kMass ? mass_of(keys, size) : 0.0, size};
+    if (to < hi && measure_of(over) >= missing) {
       lo = to + 1;
-      size = narrow_to<kMass>(row, entries, lo, hi, keys, nullptr);
-    } else if (from > lo && base + reached_all < target) {
-      above.mass += over.mass + with_inside.mass;
-      above.count += over.count + with_inside.count;
+      size = narrow_to<kMass>(row, entries, lo, hi, keys);
+    } else if (from > lo && measure_of(over) + measure_of(inside) < missing) {
+      above.mass += over.mass + inside.mass;
+      above.count += over.count + inside.count;
       hi = from - 1;
-      size = narrow_to<kMass>(row, entries, lo, hi, keys, nullptr);
+      size = narrow_to<kMass>(row, entries, lo, hi, keys);
     } else {
       above.mass += over.mass;
       above.count += over.count;
       lo = from;
       hi = to;
-      size = inside;
     }
   }
 }
