@@ -179,6 +179,13 @@ void add_pages_and_budgets(std::vector<OpCase>& cases) {
   many.policy.p = 0.5F;
   cases.push_back(many);
 
+  // The weakest of them have weights that are 0 in f32, yet different scores.
+  OpCase underflow = base("min_tokens_below_f32_weights");
+  underflow.options.distribution = Distribution::kWide;
+  underflow.policy.mode = SelectMode::kAll;
+  underflow.policy.min_tokens = 125;
+  cases.push_back(underflow);
+
   OpCase empty = base("all_sequences_empty");
   empty.shape.lengths = {0, 0, 0};
   cases.push_back(empty);
