@@ -14,8 +14,7 @@ namespace {
 // so the rounding of q multiplies centred codes only. With x = max|q|:
 //   4 bits: |qi| <= 127,            |error| <= D * x / 254 * 7.5 s
 //   8 bits: |qi| <= 127 * 128 (two bytes, or 16-bit products), |error| <= D * x / 32512 * 128 s
-// times the unit's scale; below the rounding of the keys by about 2^5 and 2^6 in the mean. Sets
-// without byte products use the query itself.
+// times the unit's scale. Sets without byte products use the query itself.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
 #define TWILIGHT_INTEGER_ESTIMATES 1
 #else
@@ -24,10 +23,9 @@ namespace {
 
 // Constants of one head; the dot products give t = sum qi (code - c).
 struct EstimateHead {
-  float step = 0;  // unit scale * step
-  float sum = 0;   // unit scale * sum q
-  float centre_hi =
-      0;  // c * sum of the high (or only) parts, taken off where codes are not centred
+  float step = 0;       // unit scale * step
+  float sum = 0;        // unit scale * sum q
+  float centre_hi = 0;  // c * sum of the high (or only) parts; 0 where codes come centred
   float centre_lo = 0;
 };
 
@@ -38,8 +36,7 @@ constexpr float kCentre8 = TWILIGHT_HAS_VNNI ? 127.5F : 128.0F;
 // Heads are taken 4, 2 or 1 at a time.
 constexpr int heads_at_once(int left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
-// Where a head's query words start and how far apart they are: blocks of H heads hold, per group of
-// channels, H words after one another.
+// Words of one head's query. A block of H heads holds them interleaved: word by word, H at a time.
 inline std::int64_t estimate_words(int key_bits, int head_dim) {
   if (!TWILIGHT_INTEGER_ESTIMATES) return head_dim;
   return key_bits == 4 ? head_dim / 4 : head_dim / 2;
@@ -145,13 +142,24 @@ void prepare_estimates(const IndexUnit& unit, std::byte* query) {
 // --- dot products -----------------------------------------------------------------------------
 //
 // dot_tiles<kBits, kHeads, kTiles> gives t[tile][head] for kIndexLanes tokens of each tile; `codes`
-// points at their first 32-bit lanes.
+// points at their first 32-bit lanes. For every line read, one line of the tiles ahead is fetched:
+// evenly spaced, the requests never fill the miss buffers (17 GB/s against 11 in bursts, Zen 4,
+// scattered pages).
+struct TileAhead {
+  const std::byte* far = nullptr;   // kBytesAhead on, to the second level
+  const std::byte* near = nullptr;  // the tile after next, to the first
+};
+HWY_INLINE void prefetch_ahead(const TileAhead& ahead, std::int64_t offset) {
+  prefetch_line(ahead.far + offset);
+  prefetch_near_line(ahead.near + offset);
+}
+
 #if TWILIGHT_HAS_VNNI
 
 template <int kBits, int kHeads, int kTiles>
 HWY_INLINE void dot_tiles(std::int64_t head_dim, const std::byte* const* codes,
-                          const std::uint32_t* words, const EstimateHead* heads,
-                          IndexVec (*t)[kHeads]) {
+                          const TileAhead* ahead, const std::uint32_t* words,
+                          const EstimateHead* heads, IndexVec (*t)[kHeads]) {
   const IndexF df;
   constexpr int kParts = kBits == 4 ? 1 : 2;
   __m512i acc[kTiles][kHeads][kParts];
@@ -170,6 +178,7 @@ HWY_INLINE void dot_tiles(std::int64_t head_dim, const std::byte* const* codes,
     __m512i code[kTiles][2];
 #pragma GCC unroll 2
     for (int i = 0; i < kTiles; ++i) {
+      prefetch_ahead(ahead[i], 64 * g);
       const __m512i bytes = _mm512_loadu_si512(codes[i] + 64 * g);
       if constexpr (kBits == 4) {
         code[i][0] = _mm512_and_si512(bytes, low_nibble);
@@ -230,8 +239,8 @@ HWY_INLINE EstimateI32 multiply_add_halves(IndexI16 a, IndexI16 b) {
 
 template <int kBits, int kHeads, int kTiles>
 HWY_INLINE void dot_tiles(std::int64_t head_dim, const std::byte* const* codes,
-                          const std::uint32_t* words, const EstimateHead* heads,
-                          IndexVec (*t)[kHeads]) {
+                          const TileAhead* ahead, const std::uint32_t* words,
+                          const EstimateHead* heads, IndexVec (*t)[kHeads]) {
   static_assert(kTiles == 1);
   const IndexF df;
   const hn::RebindToSigned<IndexF> di32;
@@ -243,6 +252,7 @@ HWY_INLINE void dot_tiles(std::int64_t head_dim, const std::byte* const* codes,
   for (int h = 0; h < kHeads; ++h) acc[h] = hn::Zero(di32);
   const std::int64_t groups = head_dim * kBits / 32;
   const auto load = [&](std::int64_t g) HWY_ATTR {
+    prefetch_ahead(ahead[0], 64 * g);
     return hn::LoadU(du16, reinterpret_cast<const std::uint16_t*>(codes[0] + 64 * g));
   };
   const auto word = [&](int k) HWY_ATTR { return hn::BitCast(di16, hn::Set(du32, words[k])); };
@@ -294,8 +304,8 @@ HWY_INLINE void dot_tiles(std::int64_t head_dim, const std::byte* const* codes,
 
 template <int kBits, int kHeads, int kTiles>
 HWY_INLINE void dot_tiles(std::int64_t head_dim, const std::byte* const* codes,
-                          const std::uint32_t* words, const EstimateHead* /*heads*/,
-                          IndexVec (*t)[kHeads]) {
+                          const TileAhead* ahead, const std::uint32_t* words,
+                          const EstimateHead* /*heads*/, IndexVec (*t)[kHeads]) {
   static_assert(kTiles == 1);
   const IndexF df;
   const hn::RebindToSigned<IndexF> di32;
@@ -306,6 +316,7 @@ HWY_INLINE void dot_tiles(std::int64_t head_dim, const std::byte* const* codes,
   for (int h = 0; h < kHeads; ++h) t[0][h] = hn::Zero(df);
   const std::int64_t groups = head_dim * kBits / 32;
   for (std::int64_t g = 0; g < groups; ++g) {
+    prefetch_ahead(ahead[0], 64 * g);
     const auto lanes = hn::LoadU(du32, reinterpret_cast<const std::uint32_t*>(codes[0] + 64 * g));
     for (int c = 0; c < 32 / kBits; ++c) {
       // Channel c of the group: byte c % 4, low nibbles first.
@@ -333,8 +344,9 @@ HWY_INLINE IndexVec load_halves(const std::byte* from) { return load_row<DType::
 // many of its 16 slots exist.
 template <int kBits, int kHeads, int kTiles>
 HWY_INLINE void estimate_tiles(std::int64_t head_dim, const std::byte* const* tiles,
-                               const std::uint32_t* words, const EstimateHead* heads,
-                               float* const* out, const std::int64_t* count, std::int64_t stride) {
+                               const TileAhead* ahead, const std::uint32_t* words,
+                               const EstimateHead* heads, float* const* out,
+                               const std::int64_t* count, std::int64_t stride) {
   const IndexF df;
   const std::int64_t code_bytes = estimate_code_bytes(kBits, static_cast<int>(head_dim));
   const IndexVec c = hn::Set(df, kBits == 4 ? kCentre4 : kCentre8);
@@ -342,9 +354,10 @@ HWY_INLINE void estimate_tiles(std::int64_t head_dim, const std::byte* const* ti
     const std::byte* codes[kTiles];
     for (int i = 0; i < kTiles; ++i) codes[i] = tiles[i] + 4 * first;
     IndexVec t[kTiles][kHeads];
-    dot_tiles<kBits, kHeads, kTiles>(head_dim, codes, words, heads, t);
+    dot_tiles<kBits, kHeads, kTiles>(head_dim, codes, ahead, words, heads, t);
 #pragma GCC unroll 2
     for (int i = 0; i < kTiles; ++i) {
+      prefetch_ahead(ahead[i], code_bytes);
       const std::byte* scales = tiles[i] + code_bytes + 2 * first;
       const IndexVec scale = load_halves(scales);
       const IndexVec centre = hn::MulAdd(c, scale, load_halves(scales + 2 * kEstimateTileTokens));
@@ -368,8 +381,9 @@ HWY_INLINE void estimate_tiles(std::int64_t head_dim, const std::byte* const* ti
 
 template <int kBits, int kTiles>
 HWY_INLINE void estimate_all_heads(const IndexUnit& unit, const std::byte* query,
-                                   const std::byte* const* tiles, float* const* first_out,
-                                   const std::int64_t* count, std::int64_t stride) {
+                                   const std::byte* const* tiles, const TileAhead* ahead,
+                                   float* const* first_out, const std::int64_t* count,
+                                   std::int64_t stride) {
   const std::int64_t head_dim = unit.kv.head_dim;
   const auto* heads = reinterpret_cast<const EstimateHead*>(query);
   const auto* words =
@@ -381,11 +395,14 @@ HWY_INLINE void estimate_all_heads(const IndexUnit& unit, const std::byte* query
     const int block = heads_at_once(unit.group - h0);
     const EstimateHead* constants = heads + h0;
     if (block == 4) {
-      estimate_tiles<kBits, 4, kTiles>(head_dim, tiles, words, constants, out, count, stride);
+      estimate_tiles<kBits, 4, kTiles>(head_dim, tiles, ahead, words, constants, out, count,
+                                       stride);
     } else if (block == 2) {
-      estimate_tiles<kBits, 2, kTiles>(head_dim, tiles, words, constants, out, count, stride);
+      estimate_tiles<kBits, 2, kTiles>(head_dim, tiles, ahead, words, constants, out, count,
+                                       stride);
     } else {
-      estimate_tiles<kBits, 1, kTiles>(head_dim, tiles, words, constants, out, count, stride);
+      estimate_tiles<kBits, 1, kTiles>(head_dim, tiles, ahead, words, constants, out, count,
+                                       stride);
     }
     for (int i = 0; i < kTiles; ++i) out[i] += block * stride;
     words += block * words_per_head;
@@ -414,22 +431,27 @@ inline void estimate_range(const IndexUnit& unit, const std::byte* query, const 
     prefetch_record(record(i), record_bytes);
   }
   const std::byte* tiles[kTilesAtOnce];
+  TileAhead ahead_of[kTilesAtOnce];
   float* out[kTilesAtOnce];
   std::int64_t count[kTilesAtOnce];
   int held = 0;
   for (std::int64_t i = begin; i < end; ++i) {
-    if (i + ahead < end) prefetch_record(record(i + ahead), record_bytes);
     const std::byte* base = record(i);
+    const std::byte* far = record(std::min(i + ahead, end - 1));
     for (int tile = 0; tile < tiles_per_page; ++tile) {
       tiles[held] = base + tile * tile_bytes;
+      const int near = tile + kTilesAtOnce;
+      ahead_of[held] = {far + tile * tile_bytes,
+                        record(std::min<std::int64_t>(i + near / tiles_per_page, end - 1)) +
+                            near % tiles_per_page * tile_bytes};
       out[held] = estimates + i * page_size + tile * kEstimateTileTokens;
       count[held] = std::min(kEstimateTileTokens, page_size - tile * kEstimateTileTokens);
       if (++held < kTilesAtOnce) continue;
-      estimate_all_heads<kBits, kTilesAtOnce>(unit, query, tiles, out, count, stride);
+      estimate_all_heads<kBits, kTilesAtOnce>(unit, query, tiles, ahead_of, out, count, stride);
       held = 0;
     }
   }
-  if (held > 0) estimate_all_heads<kBits, 1>(unit, query, tiles, out, count, stride);
+  if (held > 0) estimate_all_heads<kBits, 1>(unit, query, tiles, ahead_of, out, count, stride);
 }
 
 void estimate(const IndexUnit& unit, const std::byte* query, bool exact_keys,
@@ -438,6 +460,8 @@ void estimate(const IndexUnit& unit, const std::byte* query, bool exact_keys,
   const std::int64_t page_size = unit.kv.page_size;
   const std::int64_t length = unit.kv.seq_lens[unit.seq];
   const std::int32_t sealed = unit.kv.sealed_pages(unit.seq);
+  const std::int64_t keys_ahead =
+      exact_keys ? records_ahead(page_size * unit.kv.head_dim * dtype_bytes(unit.kv.dtype)) : 0;
   for (std::int64_t i = begin; i < end;) {
     if (!exact_keys && pages[i] < sealed) {
       std::int64_t run = i + 1;
@@ -454,7 +478,9 @@ void estimate(const IndexUnit& unit, const std::byte* query, bool exact_keys,
         std::clamp<std::int64_t>(length - pages[i] * page_size, 0, page_size);
     float* out = estimates + i * page_size;
     if (count > 0) {
-      score_page_rows(unit, unit.kv.page_of(unit.seq, pages[i]), 0, count, out, stride);
+      score_page_rows(unit, unit.kv.page_of(unit.seq, pages[i]),
+                      unit.kv.page_of(unit.seq, pages[std::min(i + keys_ahead, end - 1)]), 0, count,
+                      out, stride);
     }
     for (int h = 0; h < unit.group; ++h) {
       std::fill(out + h * stride + count, out + h * stride + page_size,

@@ -11,17 +11,16 @@ namespace {
 void exact_scores(const IndexUnit& unit, std::int64_t token_begin, std::int64_t token_end,
                   float* scores, std::int64_t stride) {
   const std::int64_t page_size = unit.kv.page_size;
-  const std::int64_t row_bytes = unit.kv.head_dim * dtype_bytes(unit.kv.dtype);
+  const std::int64_t ahead =
+      records_ahead(page_size * unit.kv.head_dim * dtype_bytes(unit.kv.dtype));
   const std::int64_t last_page = (token_end - 1) / page_size;
   for (std::int64_t token = token_begin; token < token_end;) {
     const std::int64_t page = token / page_size;
-    if (page < last_page) {
-      prefetch_record(unit.kv.k_rows(unit.kv.page_of(unit.seq, page + 1), unit.kv_head),
-                      std::min(row_bytes * 8, row_bytes * page_size));
-    }
     const std::int64_t slot = token - page * page_size;
     const std::int64_t count = std::min(page_size - slot, token_end - token);
-    score_page_rows(unit, unit.kv.page_of(unit.seq, page), slot, count, scores + token, stride);
+    score_page_rows(unit, unit.kv.page_of(unit.seq, page),
+                    unit.kv.page_of(unit.seq, std::min(page + ahead, last_page)), slot, count,
+                    scores + token, stride);
     token += count;
   }
 }

@@ -2,6 +2,8 @@
 #ifndef TWILIGHT_BACKEND_CPU_KERNELS_QUEST_INL_H_
 #define TWILIGHT_BACKEND_CPU_KERNELS_QUEST_INL_H_
 
+#include <array>
+
 #include "backend/cpu/kernels/index_math-inl.h"
 
 TWILIGHT_BEFORE_NAMESPACE();
@@ -242,17 +244,22 @@ struct Quest4Scales {
 
 HWY_INLINE Quest4Scales quest4_scales(std::int64_t head_dim, const std::byte* const* records) {
   const IndexF df;
-  HWY_ALIGN float values[4][kIndexLanes];
-  for (int r = 0; r < kBlockRows; ++r) {
-    std::uint16_t bits[4];
-    std::memcpy(bits, records[r] + head_dim, sizeof(bits));
+  // Four halves a record fill one vector: lane row * 4 + parameter.
+  HWY_ALIGN std::byte halves[2 * kIndexLanes];
+#pragma GCC unroll 4
+  for (int r = 0; r < kBlockRows; ++r) std::memcpy(halves + 8 * r, records[r] + head_dim, 8);
+  const IndexVec parameters = load_row<DType::kF16>(halves, 0);
+  HWY_ALIGN static constexpr auto kLanesOf = [] {
+    std::array<std::array<std::int32_t, kIndexLanes>, 4> lanes{};
     for (int i = 0; i < 4; ++i) {
-      const float value = f16_to_f32(bits[i]);
-      for (int h = 0; h < kBlockHeads; ++h) values[i][h * kBlockRows + r] = value;
+      for (int lane = 0; lane < kIndexLanes; ++lane) lanes[i][lane] = lane % kBlockRows * 4 + i;
     }
-  }
-  return {hn::Load(df, values[0]), hn::Load(df, values[1]), hn::Load(df, values[2]),
-          hn::Load(df, values[3])};
+    return lanes;
+  }();
+  const auto pick = [&](int i) HWY_ATTR {
+    return hn::TableLookupLanes(parameters, hn::SetTableIndices(df, kLanesOf[i].data()));
+  };
+  return {pick(0), pick(1), pick(2), pick(3)};
 }
 
 // Lane head * kBlockRows + row: sum of codes * qi of one side (0 min, 1 max).
