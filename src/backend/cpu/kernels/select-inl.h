@@ -2,6 +2,7 @@
 #include "backend/cpu/simd.h"
 
 #include "backend/cpu/kernels/prune-inl.h"
+#include "backend/cpu/kernels/unite-inl.h"
 
 TWILIGHT_BEFORE_NAMESPACE();
 namespace twilight::cpu::TWILIGHT_ISA {

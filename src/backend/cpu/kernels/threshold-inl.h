@@ -1,3 +1,6 @@
+#ifndef TWILIGHT_BACKEND_CPU_KERNELS_THRESHOLD_INL_H_
+#define TWILIGHT_BACKEND_CPU_KERNELS_THRESHOLD_INL_H_
+
 // Search for the threshold of a top set: the largest key t such that the keys >= t reach a target
 // mass or count. Keys are int32 in the order of the floats they stand for.
 #include "backend/cpu/simd.h"
@@ -362,3 +365,5 @@ TopSet find_top_set(const std::int32_t* row, std::int64_t entries, std::int32_t 
 }  // namespace
 }  // namespace twilight::cpu::TWILIGHT_ISA
 TWILIGHT_AFTER_NAMESPACE();
+
+#endif  // TWILIGHT_BACKEND_CPU_KERNELS_THRESHOLD_INL_H_
