@@ -109,6 +109,7 @@ __attribute__((target("avx512f,avx512vnni"))) void probe_int8() {
       asm volatile("" : "+v"(acc[j]));
     }
   }
+#pragma GCC unroll 16
   for (int j = 0; j < kProbeChains; ++j) asm volatile("" ::"v"(acc[j]));
 }
 __attribute__((target("avx512f,avx512bf16"))) void probe_bf16() {
@@ -121,6 +122,7 @@ __attribute__((target("avx512f,avx512bf16"))) void probe_bf16() {
       asm volatile("" : "+v"(acc[j]));
     }
   }
+#pragma GCC unroll 16
   for (int j = 0; j < kProbeChains; ++j) asm volatile("" ::"v"(acc[j]));
 }
 #else
