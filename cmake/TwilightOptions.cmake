@@ -2,6 +2,7 @@
 option(TWILIGHT_BUILD_APPS "Build the twilight program" ${PROJECT_IS_TOP_LEVEL})
 option(TWILIGHT_BUILD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(TWILIGHT_BUILD_FUZZERS "Build the fuzz targets as stand-alone replayers" ${PROJECT_IS_TOP_LEVEL})
+option(TWILIGHT_LIBFUZZER "Build the fuzz targets with libFuzzer (Clang)" OFF)
 option(TWILIGHT_BUILD_BENCHMARKS "Build the kernel benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(TWILIGHT_INSTALL "Generate install and package rules" ${PROJECT_IS_TOP_LEVEL})
 option(TWILIGHT_ENABLE_CUDA "Build the CUDA backend; off builds the stub that says so" OFF)
