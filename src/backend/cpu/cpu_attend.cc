@@ -13,7 +13,7 @@ namespace {
 // list is bounded so that partial states stay small. Both depend on the list's length alone, so
 // sums come out the same for any number of threads.
 constexpr std::int64_t kDenseTile = 256;
-constexpr std::int64_t kSparseTile = 256;
+constexpr std::int64_t kSparseTile = 512;
 constexpr std::int64_t kMinTile = std::min(kDenseTile, kSparseTile);
 constexpr std::int64_t kMaxTiles = 64;
 // Dense sequences at least this long are cut into tiles of several heads; shorter ones would not
@@ -25,9 +25,11 @@ struct Tiling {
   std::int64_t count = 0;
 };
 
-Tiling tiles_of(std::int64_t num_tokens, std::int64_t min_tile) {
-  const std::int64_t even = (num_tokens + kMaxTiles - 1) / kMaxTiles;
-  const std::int64_t tokens = std::max(min_tile, (even + 31) / 32 * 32);
+// Tiles of equal size up to a multiple of 32, the tokens the kernels take at once.
+Tiling tiles_of(std::int64_t num_tokens, std::int64_t max_tile) {
+  if (num_tokens == 0) return {};
+  const std::int64_t wanted = std::min(kMaxTiles, (num_tokens + max_tile - 1) / max_tile);
+  const std::int64_t tokens = ((num_tokens + wanted - 1) / wanted + 31) / 32 * 32;
   return {tokens, (num_tokens + tokens - 1) / tokens};
 }
 

@@ -9,7 +9,7 @@ namespace twilight::cpu::TWILIGHT_ISA {
 namespace {
 
 constexpr int kBlock = 32;  // tokens whose scores are held at once
-constexpr int kAhead = 2;   // steps whose rows are prefetched before their turn
+constexpr int kAhead = 1;   // steps whose rows are prefetched before their turn
 constexpr int kMaxDim = 512;
 constexpr float kLog2E = 1.44269504F;
 
