@@ -1,7 +1,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <iterator>
+#include <source_location>
 #include <vector>
 
 #include "support/c_abi_case.h"
@@ -16,8 +18,11 @@ using twilight::test::aligned_memory;
 using twilight::test::CAbiCase;
 using twilight::test::CAbiShape;
 
-void expect(bool ok) {
-  if (!ok) __builtin_trap();
+void expect(bool ok, std::source_location where = std::source_location::current()) {
+  if (ok) return;
+  std::fprintf(stderr, "line %u: expectation failed, last error: %s\n", where.line(),
+               twl_last_error());
+  __builtin_trap();
 }
 
 class Input {
@@ -214,9 +219,10 @@ bool spoil_plan(CAbiCase& c, Input& input) {
   }
 }
 
-void expect_failure(twl_status status) {
-  expect(status == TWL_INVALID_ARGUMENT || status == TWL_UNSUPPORTED);
-  expect(twl_last_error()[0] == '[');
+void expect_failure(twl_status status,
+                    std::source_location where = std::source_location::current()) {
+  expect(status == TWL_INVALID_ARGUMENT || status == TWL_UNSUPPORTED, where);
+  expect(twl_last_error()[0] == '[', where);
 }
 
 void check_outputs(const CAbiCase& c, const std::vector<twl_seq_stats>& stats) {

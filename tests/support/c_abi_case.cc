@@ -39,6 +39,7 @@ CAbiCase::CAbiCase(const CAbiShape& shape_in) : shape(shape_in), seq_lens(shape_
   policy.struct_size = sizeof policy;
   (void)twl_policy_init(shape.preset, &policy);
   policy.min_candidates = 2 * page_size;
+  policy.max_candidates = std::max(policy.max_candidates, policy.min_candidates);
   policy.min_tokens = 2;
   policy.sink_tokens = 1;
   policy.recent_pages = 1;
