@@ -16,9 +16,16 @@ Model Model::load(const std::string& directory, const Progress& progress) {
   auto impl = std::make_shared<Impl>();
   impl->config = load_config(directory);
   const ModelConfig& config = impl->config;
-  impl->tokenizer = load_tokenizer(directory, config.bos_token_id);
-  require(impl->tokenizer->vocab_size() <= config.vocab_size, "model", directory,
-          ": tokenizer vocabulary, got ", impl->tokenizer->vocab_size(),
+  try {
+    impl->tokenizer = load_tokenizer(directory, config.bos_token_id);
+  } catch (const Error& error) {
+    // Without a tokenizer the model still runs on token ids; encode and decode say what is missing.
+    if (error.code() != ErrorCode::kNotFound) throw;
+    impl->no_tokenizer = error.what();
+  }
+  require(impl->tokenizer == nullptr || impl->tokenizer->vocab_size() <= config.vocab_size, "model",
+          directory, ": tokenizer vocabulary, got ",
+          impl->tokenizer == nullptr ? 0 : impl->tokenizer->vocab_size(),
           " tokens, accepted up to the vocab_size ", config.vocab_size, " of config.json");
   ThreadPool pool(0);
   LoadOptions options;
@@ -52,14 +59,16 @@ Model Model::load(const std::string& directory, const Progress& progress) {
 const ModelInfo& Model::info() const { return impl_->info; }
 
 std::vector<std::int32_t> Model::encode(std::string_view text, bool add_bos) const {
-  return impl_->tokenizer->encode(text, add_bos && impl_->config.bos_token_id.has_value());
+  return impl_->text_tokenizer().encode(text, add_bos && impl_->config.bos_token_id.has_value());
 }
 
 std::string Model::decode(std::span<const std::int32_t> ids) const {
-  return impl_->tokenizer->decode(ids);
+  return impl_->text_tokenizer().decode(ids);
 }
 
-std::string Model::token_bytes(std::int32_t id) const { return impl_->tokenizer->token_bytes(id); }
+std::string Model::token_bytes(std::int32_t id) const {
+  return impl_->text_tokenizer().token_bytes(id);
+}
 
 struct TextStream::Impl {
   Model model;  // keeps the tokenizer alive
@@ -67,7 +76,7 @@ struct TextStream::Impl {
 };
 
 TextStream::TextStream(const Model& model)
-    : impl_(std::make_unique<Impl>(Impl{model, StreamDecoder(*model.impl().tokenizer)})) {}
+    : impl_(std::make_unique<Impl>(Impl{model, StreamDecoder(model.impl().text_tokenizer())})) {}
 TextStream::~TextStream() = default;
 TextStream::TextStream(TextStream&&) noexcept = default;
 TextStream& TextStream::operator=(TextStream&&) noexcept = default;
