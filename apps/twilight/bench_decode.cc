@@ -257,7 +257,16 @@ void DecodeBench::print() const {
                   std::to_string(flags_.tokens),
               ran});
   }
-  std::printf("%s\n%s", times.text().c_str(), sets.text().c_str());
+  std::printf("%s\n%s\n", times.text().c_str(), sets.text().c_str());
+  std::printf("Every step indexes the page that it fills, dense ones too.\n");
+  const bool any_short = std::any_of(variants_.begin(), variants_.end(), [](const Variant& v) {
+    return v.paths.count(std::string(step_path_name(StepPath::kDenseShort))) > 0;
+  });
+  if (any_short) {
+    std::printf(
+        "Short: below the length where sparse was measured to win here; --dense-below 0 "
+        "times the policy all the same.\n");
+  }
 }
 
 }  // namespace

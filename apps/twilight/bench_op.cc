@@ -1,21 +1,17 @@
 #include "bench_op.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
-#include <set>
 #include <utility>
 #include <vector>
 
-#include "distribution.h"
+#include "bench_op_report.h"
 #include "interrupt.h"
 #include "output.h"
 #include "paths.h"
 #include "progress.h"
-#include "stats_json.h"
-#include "table.h"
 #include "twilight/attention.h"
 #include "twilight/error.h"
 
@@ -36,17 +32,9 @@ struct Copy {
   std::vector<float> dense_out;  // [B, Hq, D]
 };
 
-/// One policy: what it read and kept, and how long it took.
 struct Variant {
-  SparsePolicy policy;
+  OpResult result;
   std::unique_ptr<Attention> attention;
-  std::set<std::string> paths;
-  DecodeTotals totals;  // of one step on every copy, with the true mass
-  std::vector<double> candidates, unions, kept, estimated_mass, true_mass;
-  double max_difference = 0, difference_sum = 0;
-  std::size_t difference_count = 0;
-  std::vector<double> cosines;
-  std::vector<double> seconds;
 };
 
 class OpBench {
@@ -62,16 +50,16 @@ class OpBench {
     if (!make_workload() || !fill() || !check_outputs()) return false;
     walk_ = std::make_unique<CacheWalk>(kCacheMultiple * cache_bytes_, device_.threads());
     const std::int64_t probe = std::max(walk_->bytes(), std::int64_t{256} << 20);
-    load_before_ = load_average();
-    bandwidth_.push_back(measure_read_bandwidth(device_, probe));
+    report_.load.push_back(load_average());
+    report_.bandwidth.push_back(measure_read_bandwidth(device_, probe));
     if (!time_steps()) return false;
-    bandwidth_.push_back(measure_read_bandwidth(device_, probe));
-    load_after_ = load_average();
+    report_.bandwidth.push_back(measure_read_bandwidth(device_, probe));
+    report_.load.push_back(load_average());
+    fill_report();
     return true;
   }
 
-  [[nodiscard]] nlohmann::ordered_json json() const;
-  void print() const;
+  [[nodiscard]] const OpReport& report() const { return report_; }
 
  private:
   void settle();
@@ -80,17 +68,10 @@ class OpBench {
   bool fill();
   bool check_outputs();
   bool time_steps();
-  void compare(const Copy& copy, const std::vector<float>& out, Variant& variant) const;
-  [[nodiscard]] nlohmann::ordered_json variant_json(const Variant& variant) const;
-  [[nodiscard]] double peak() const {
-    return *std::max_element(bandwidth_.begin(), bandwidth_.end());
-  }
+  void fill_report();
   [[nodiscard]] std::int64_t data_bytes() const {
     return std::int64_t{flags_.batch} * flags_.context * shape_.num_kv_heads * shape_.head_dim * 2 *
            dtype_bytes(parse_dtype(flags_.dtype));
-  }
-  [[nodiscard]] double bytes_per_step(const Variant& variant) const {
-    return static_cast<double>(variant.totals.bytes_read) / static_cast<double>(copies_.size());
   }
 
   const OpFlags& flags_;
@@ -105,16 +86,14 @@ class OpBench {
   std::vector<Copy> copies_;
   std::vector<Variant> variants_;
   std::unique_ptr<CacheWalk> walk_;
-  std::vector<double> begin_seconds_, append_seconds_;
-  std::vector<double> bandwidth_;
-  double load_before_ = 0, load_after_ = 0;
+  OpReport report_;
 };
 
 void OpBench::settle() {
   for (SparsePolicy& policy : bench_policies(flags_.bench.attention)) {
     policy.dense_layers = 0;
     policy.dense_below_tokens = 0;
-    variants_.emplace_back().policy = std::move(policy);
+    variants_.emplace_back().result.policy = std::move(policy);
   }
   shape_ = flags_.shape;
   if (!flags_.model.empty()) {
@@ -153,8 +132,8 @@ void OpBench::make_cache() {
   options.dtype = parse_dtype(flags_.dtype);
   const auto with_index = [&](std::int64_t pages) {
     options.num_pages = static_cast<std::int32_t>(pages);
-    auto cache = std::make_unique<KvCache>(device_, options, variants_.front().policy);
-    for (const Variant& variant : variants_) cache->set_index(variant.policy);
+    auto cache = std::make_unique<KvCache>(device_, options, variants_.front().result.policy);
+    for (const Variant& variant : variants_) cache->set_index(variant.result.policy);
     return cache;
   };
   const std::int64_t bytes_per_page = with_index(1)->bytes_per_page();
@@ -172,13 +151,14 @@ void OpBench::make_cache() {
   cache_ = with_index(pages);
   for (Variant& variant : variants_) {
     variant.attention = std::make_unique<Attention>(
-        *cache_, variant.policy, AttentionLimits{shape_.num_q_heads, flags_.batch, flags_.context});
+        *cache_, variant.result.policy,
+        AttentionLimits{shape_.num_q_heads, flags_.batch, flags_.context});
   }
 }
 
 bool OpBench::fill() {
   const std::size_t row = static_cast<std::size_t>(shape_.num_kv_heads * shape_.head_dim);
-  Attention writer(*cache_, variants_.front().policy,
+  Attention writer(*cache_, variants_.front().result.policy,
                    AttentionLimits{shape_.num_q_heads, 1, flags_.context});
   std::vector<float> k(kFillTokens * row), v(k.size());
   ProgressBar bar("Making keys and values", "tokens", !flags_.bench.common.json);
@@ -217,25 +197,6 @@ bool OpBench::fill() {
   return true;
 }
 
-void OpBench::compare(const Copy& copy, const std::vector<float>& out, Variant& variant) const {
-  const auto dim = static_cast<std::size_t>(shape_.head_dim);
-  for (std::size_t head = 0; head < out.size(); head += dim) {
-    double dot = 0, dense_square = 0, square = 0;
-    for (std::size_t i = head; i < head + dim; ++i) {
-      const auto a = static_cast<double>(copy.dense_out[i]);
-      const auto b = static_cast<double>(out[i]);
-      dot += a * b;
-      dense_square += a * a;
-      square += b * b;
-      variant.difference_sum += std::abs(a - b);
-      // Not std::max: a NaN has to show.
-      if (!(std::abs(a - b) <= variant.max_difference)) variant.max_difference = std::abs(a - b);
-    }
-    variant.cosines.push_back(dot / std::sqrt(dense_square * square));
-  }
-  variant.difference_count += out.size();
-}
-
 bool OpBench::check_outputs() {
   std::vector<float> out;
   ProgressBar bar("Checking outputs", "", !flags_.bench.common.json);
@@ -253,20 +214,11 @@ bool OpBench::check_outputs() {
       attention.append(0, copy.k.data(), copy.v.data());
       attention.decode(0, copy.q.data(), out.data());
       for (const LayerStats& stats : attention.stats(0)) {
-        variant.paths.emplace(step_path_name(stats.path));
-        variant.totals.add(stats);
-        const auto add = [](std::vector<double>& to, const auto& from) {
-          to.insert(to.end(), from.begin(), from.end());
-        };
-        add(variant.candidates, stats.candidates);
-        add(variant.unions, stats.attended);
-        add(variant.kept, stats.kept);
-        add(variant.estimated_mass, stats.estimated_mass);
-        add(variant.true_mass, stats.true_mass);
+        variant.result.add(stats);
       }
       attention.rollback();
       if (&variant == &variants_.front()) copy.dense_out = out;
-      compare(copy, out, variant);
+      variant.result.compare(copy.dense_out, out, shape_.head_dim);
     }
     attention.collect_stats(false);
   }
@@ -296,133 +248,30 @@ bool OpBench::time_steps() {
       const double seconds = decode.seconds();
       variant.attention->rollback();
       if (round < 0) continue;
-      variant.seconds.push_back(seconds);
-      begin_seconds_.push_back(begin_seconds);
-      append_seconds_.push_back(append_seconds);
+      variant.result.seconds.push_back(seconds);
+      report_.begin_seconds.push_back(begin_seconds);
+      report_.append_seconds.push_back(append_seconds);
     }
   }
   return true;
 }
 
-nlohmann::ordered_json OpBench::variant_json(const Variant& variant) const {
-  const Variant& dense = variants_.front();
-  const Distribution time(variant.seconds);
-  const double bytes = bytes_per_step(variant);
-  std::vector<double> microseconds, paired;
-  for (std::size_t i = 0; i < variant.seconds.size(); ++i) {
-    microseconds.push_back(variant.seconds[i] * 1e6);
-    paired.push_back(dense.seconds[i] / variant.seconds[i]);
-  }
-  nlohmann::ordered_json out;
-  out["policy"] = policy_json(variant.policy);
-  out["ran"] = variant.paths;
-  out["us_per_step"] = Distribution(microseconds).json();
-  out["us_samples"] = microseconds;
-  out["bytes_per_step"] = bytes;
-  out["bytes_ratio"] = variant.totals.bytes_ratio();
-  out["gb_per_second"] = bytes / time.median * 1e-9;
-  out["bandwidth_share"] = bytes / time.median * 1e-9 / peak();
-  out["us_bound"] = bytes / peak() * 1e-3;
-  out["speedup"] = Distribution(dense.seconds).median / time.median;
-  out["speedup_of_minima"] = Distribution(dense.seconds).min / time.min;
-  out["speedup_paired"] = Distribution(paired).json();
-  out["candidates"] = Distribution(variant.candidates).json();
-  out["kept"] = Distribution(variant.kept).json();
-  out["union"] = Distribution(variant.unions).json();
-  out["estimated_mass"] = Distribution(variant.estimated_mass).json();
-  out["true_mass"] = Distribution(variant.true_mass).json();
-  nlohmann::ordered_json difference;
-  difference["max_abs"] = variant.max_difference;
-  difference["mean_abs"] = variant.difference_sum /
-                           static_cast<double>(std::max<std::size_t>(variant.difference_count, 1));
-  difference["cosine"] = Distribution(variant.cosines).json();
-  out["against_dense"] = difference;
-  return out;
-}
-
-nlohmann::ordered_json OpBench::json() const {
-  const auto microseconds = [](std::vector<double> seconds) {
-    for (double& value : seconds) value *= 1e6;
-    return Distribution(std::move(seconds)).json();
-  };
-  nlohmann::ordered_json out;
-  out["benchmark"] = "op";
-  out["device"] = device_.description();
-  out["batch"] = flags_.batch;
-  out["context"] = flags_.context;
-  out["num_q_heads"] = shape_.num_q_heads;
-  out["num_kv_heads"] = shape_.num_kv_heads;
-  out["head_dim"] = shape_.head_dim;
-  out["page_size"] = flags_.bench.attention.page_size;
-  out["dtype"] = flags_.dtype;
-  out["data"] = workload_->json();
-  out["copies"] = num_copies_;
-  out["state_bytes"] = state_bytes_;
-  out["kv_bytes"] = data_bytes() * num_copies_;
-  out["last_level_cache_bytes"] = cache_bytes_;
-  out["cache_walk_bytes"] = walk_->bytes();
-  out["repeats"] = flags_.repeats;
-  out["read_bandwidth_gb_per_second"] = bandwidth_;
-  out["load_average"] = {load_before_, load_after_};
-  out["begin_us"] = microseconds(begin_seconds_);
-  out["append_us"] = microseconds(append_seconds_);
-  out["results"] = nlohmann::ordered_json::array();
-  for (const Variant& variant : variants_) out["results"].push_back(variant_json(variant));
-  return out;
-}
-
-void OpBench::print() const {
-  std::printf(
-      "One layer, one decode step on %s: B %d, N %d, %d query and %d KV heads, D %d, P %d, "
-      "%s\n",
-      device_.description().c_str(), flags_.batch, flags_.context, shape_.num_q_heads,
-      shape_.num_kv_heads, shape_.head_dim, flags_.bench.attention.page_size, flags_.dtype.c_str());
-  std::printf("Data: %s\n", workload_->text().c_str());
-  const std::string copies =
-      num_copies_ == 1 ? std::string("1 batch") : std::to_string(num_copies_) + " batches in turn";
-  std::printf(
-      "Memory: %s of keys, values and index, all distinct, %s; %s walked before every step "
-      "(cache %s)\n",
-      bytes_text(static_cast<double>(state_bytes_)).c_str(), copies.c_str(),
-      bytes_text(static_cast<double>(walk_->bytes())).c_str(),
-      bytes_text(static_cast<double>(cache_bytes_)).c_str());
-  std::printf("Read bandwidth: %s GB/s before, %s GB/s after; load average %.1f, %.1f\n\n",
-              fixed(bandwidth_.front(), 1).c_str(), fixed(bandwidth_.back(), 1).c_str(),
-              load_before_, load_after_);
-  Table times, sets;
-  times.add({"", "us/step", "min", "max", "MB read", "of dense", "GB/s", "of peak", "speed-up",
-             "of minima"});
-  sets.add({"", "candidates", "kept", "min / p10 / median / p90 / max", "union", "est. mass",
-            "true mass", "max diff", "mean diff", "cosine", "ran"});
-  for (const Variant& variant : variants_) {
-    const nlohmann::ordered_json r = variant_json(variant);
-    const auto number = [&r](const char* key) { return r[key].get<double>(); };
-    const auto& us = r["us_per_step"];
-    times.add({variant.policy.name, fixed(us["median"].get<double>(), 0),
-               fixed(us["min"].get<double>(), 0), fixed(us["max"].get<double>(), 0),
-               fixed(number("bytes_per_step") * 1e-6, 1),
-               fixed(100 * number("bytes_ratio"), 1) + " %", fixed(number("gb_per_second"), 1),
-               fixed(100 * number("bandwidth_share"), 0) + " %", fixed(number("speedup"), 2) + "x",
-               fixed(number("speedup_of_minima"), 2) + "x"});
-    std::string ran;
-    for (const std::string& path : variant.paths) ran += (ran.empty() ? "" : ", ") + path;
-    if (variant.policy.is_dense()) ran = "dense";
-    const auto& difference = r["against_dense"];
-    sets.add({variant.policy.name, fixed(r["candidates"]["mean"].get<double>(), 0),
-              fixed(r["kept"]["mean"].get<double>(), 0), Distribution(variant.kept).text(0),
-              fixed(r["union"]["mean"].get<double>(), 0),
-              fixed(r["estimated_mass"]["mean"].get<double>(), 3),
-              fixed(r["true_mass"]["mean"].get<double>(), 3),
-              digits3(difference["max_abs"].get<double>()),
-              digits3(difference["mean_abs"].get<double>()),
-              fixed(difference["cosine"]["mean"].get<double>(), 4), ran});
-  }
-  std::printf("%s\n%s\n", times.text().c_str(), sets.text().c_str());
-  std::printf(
-      "Medians of %d interleaved rounds. Outside the step, once for all layers: page tables "
-      "%.0f us; once a layer: writing the token and indexing a page it fills %.0f us.\n",
-      flags_.repeats, Distribution(begin_seconds_).median * 1e6,
-      Distribution(append_seconds_).median * 1e6);
+void OpBench::fill_report() {
+  report_.device = device_.description();
+  report_.dtype = flags_.dtype;
+  report_.data = workload_->text();
+  report_.data_json = workload_->json();
+  report_.batch = flags_.batch;
+  report_.context = flags_.context;
+  report_.page_size = flags_.bench.attention.page_size;
+  report_.copies = num_copies_;
+  report_.repeats = flags_.repeats;
+  report_.shape = shape_;
+  report_.state_bytes = state_bytes_;
+  report_.kv_bytes = data_bytes() * num_copies_;
+  report_.cache_bytes = cache_bytes_;
+  report_.walk_bytes = walk_->bytes();
+  for (const Variant& variant : variants_) report_.results.push_back(&variant.result);
 }
 
 }  // namespace
@@ -438,12 +287,12 @@ int run_bench_op(const OpFlags& flags) {
   if (!flags.bench.out.empty()) file = OutputFile(flags.bench.out, flags.bench.force);
   OpBench bench(flags, Device(flags.bench.common.device));
   if (!bench.run()) return kInterruptedExit;
-  const nlohmann::ordered_json report = bench.json();
+  const nlohmann::ordered_json report = bench.report().json();
   if (file.is_open()) file.commit(report.dump(1) + "\n");
   if (flags.bench.common.json) {
     std::printf("%s\n", report.dump(2).c_str());
   } else {
-    bench.print();
+    std::fputs(bench.report().text().c_str(), stdout);
   }
   return 0;
 }

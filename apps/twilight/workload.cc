@@ -8,6 +8,7 @@
 
 #include "distribution.h"
 #include "passkey.h"
+#include "set_size.h"
 #include "twilight/error.h"
 
 namespace twilight::app {
@@ -82,82 +83,6 @@ std::vector<double> inverse(std::vector<double> a, std::size_t n) {
   }
   return out;
 }
-
-/// What one query head sees: the logits of the noise, and how much the planted tokens add.
-struct HeadPlan {
-  std::vector<std::int32_t> heavy;  // tokens
-  std::vector<float> profile;       // of `heavy`, kWeakestBoost to 1
-  double boost = 0;                 // logit that profile 1 adds
-  double sink_share = 0;
-  double sink_logit = 0;  // added to token 0
-  std::int32_t set_size = 0;
-};
-
-/// The size of the p-set under exact weights as a function of the boost.
-class SetSize {
- public:
-  /// `logits` [N] of the noise alone.
-  SetSize(const float* logits, std::int32_t num_tokens, const HeadPlan& plan, double p)
-      : plan_(plan), p_(p), sink_noise_(static_cast<double>(logits[0])) {
-    std::vector<bool> planted(static_cast<std::size_t>(num_tokens), false);
-    planted[0] = true;
-    for (const std::int32_t token : plan.heavy) {
-      planted[static_cast<std::size_t>(token)] = true;
-      heavy_noise_.push_back(static_cast<double>(logits[token]));
-    }
-    for (std::int32_t t = 0; t < num_tokens; ++t) {
-      if (!planted[static_cast<std::size_t>(t)]) rest_.push_back(std::exp(logits[t]));
-    }
-    std::sort(rest_.begin(), rest_.end(), std::greater<>());
-    rest_mass_ = std::accumulate(rest_.begin(), rest_.end(), 0.0);
-    heavy_.resize(heavy_noise_.size());
-  }
-
-  /// Tokens, the sink among them.
-  std::int32_t at(double boost) {
-    double mass = rest_mass_;
-    for (std::size_t i = 0; i < heavy_.size(); ++i) {
-      heavy_[i] = std::exp(heavy_noise_[i] + boost * static_cast<double>(plan_.profile[i]));
-      mass += heavy_[i];
-    }
-    std::sort(heavy_.begin(), heavy_.end(), std::greater<>());
-    const double sink = mass * plan_.sink_share / (1 - plan_.sink_share);
-    sink_logit_ = std::log(sink) - sink_noise_;
-    const double target = p_ * (mass + sink);
-    double sum = 0;
-    bool sink_taken = false;
-    std::size_t heavy = 0, rest = 0;
-    std::int32_t count = 0;
-    while (sum < target) {
-      const double a = heavy < heavy_.size() ? heavy_[heavy] : 0;
-      const double b = rest < rest_.size() ? static_cast<double>(rest_[rest]) : 0;
-      if (!sink_taken && sink >= std::max(a, b)) {
-        sum += sink;
-        sink_taken = true;
-      } else if (a >= b && a > 0) {
-        sum += a;
-        ++heavy;
-      } else if (b > 0) {
-        sum += b;
-        ++rest;
-      } else {
-        break;  // rounding of the sums
-      }
-      ++count;
-    }
-    return count;
-  }
-
-  /// What the last `at` needs on token 0 for the sink's share.
-  [[nodiscard]] double sink_logit() const { return sink_logit_; }
-
- private:
-  const HeadPlan& plan_;
-  double p_, sink_noise_;
-  double rest_mass_ = 0, sink_logit_ = 0;
-  std::vector<double> heavy_noise_, heavy_;
-  std::vector<float> rest_;  // weights of the other tokens, largest first
-};
 
 class PlantedWorkload final : public Workload {
  public:
@@ -381,7 +306,7 @@ class PlantedWorkload final : public Workload {
             static_cast<float>(kWeakestBoost + (1 - kWeakestBoost) * uniform(random)));
       }
       plan.sink_share = kSinkShareMin + (kSinkShareMax - kSinkShareMin) * uniform(random);
-      calibrate(logits.data() + g * n, sizes[first + g], plan);
+      calibrate(std::span(logits).subspan(g * n, n), options_.p, sizes[first + g], plan);
       float* const added = added_.data() + (first + g) * n;
       added[0] = static_cast<float>(plan.sink_logit);
       for (std::size_t i = 0; i < size; ++i) {
@@ -391,19 +316,6 @@ class PlantedWorkload final : public Workload {
       boosts_.push_back(plan.boost);
       sinks_.push_back(plan.sink_share);
     }
-  }
-
-  /// Bisects the boost until the exact set has the wanted size: a stronger boost makes it smaller.
-  void calibrate(const float* logits, std::int32_t size, HeadPlan& plan) const {
-    SetSize set(logits, options_.num_tokens, plan, options_.p);
-    double low = 0, high = 60;
-    for (int step = 0; step < 30; ++step) {
-      const double middle = (low + high) / 2;
-      (set.at(middle) > size ? low : high) = middle;
-    }
-    plan.boost = high;
-    plan.set_size = set.at(high);
-    plan.sink_logit = set.sink_logit();
   }
 
   PlantedOptions options_;

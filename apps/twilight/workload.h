@@ -7,8 +7,6 @@
 #include <span>
 #include <string>
 
-#include "flags.h"
-#include "progress.h"
 #include "twilight/engine.h"
 
 namespace twilight::app {

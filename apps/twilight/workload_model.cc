@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "paths.h"
+#include "progress.h"
 #include "twilight/error.h"
 #include "workload.h"
 
@@ -47,8 +48,12 @@ class CapturedWorkload final : public Workload {
     return out;
   }
   [[nodiscard]] std::string text() const override {
+    const auto row = static_cast<std::size_t>(data_.shape.num_q_heads * data_.shape.head_dim);
+    const auto last =
+        data_.first_length + static_cast<std::int32_t>(data_.queries.size() / row) - 1;
     return "layer " + std::to_string(data_.layer) + " of " + data_.model + " reading " +
-           data_.text + "; every sequence has its own copy and its own query";
+           data_.text + "; " + std::to_string(data_.first_length) + " to " + std::to_string(last) +
+           " tokens, every sequence with its own query";
   }
 
  private:
