@@ -238,7 +238,7 @@ void DecodeBench::print() const {
                digits3(ms["min"].get<double>()), digits3(ms["max"].get<double>()),
                digits3(number("tokens_per_second")), fixed(number("speedup"), 2) + "x",
                fixed(number("speedup_of_minima"), 2) + "x",
-               fixed(number("kv_bytes_per_token") * 1e-6, 2),
+               digits3(number("kv_bytes_per_token") * 1e-6),
                fixed(100 * number("kv_bytes_ratio"), 1) + " %", digits3(number("ms_bound")),
                fixed(100 * number("bandwidth_share"), 0) + " %"});
     std::string ran;

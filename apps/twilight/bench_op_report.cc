@@ -142,7 +142,7 @@ std::string OpReport::text() const {
     const auto& us = r["us_per_step"];
     times.add({result.policy.name, fixed(us["median"].get<double>(), 0),
                fixed(us["min"].get<double>(), 0), fixed(us["max"].get<double>(), 0),
-               fixed(number("bytes_per_step") * 1e-6, 1),
+               digits3(number("bytes_per_step") * 1e-6),
                fixed(100 * number("bytes_ratio"), 1) + " %", fixed(number("gb_per_second"), 1),
                fixed(100 * number("bandwidth_share"), 0) + " %", fixed(number("speedup"), 2) + "x",
                fixed(number("speedup_of_minima"), 2) + "x"});
