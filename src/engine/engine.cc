@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "engine/crossover.h"
 #include "engine/device_impl.h"
+#include "engine/kv_cache_impl.h"
 #include "engine/model_impl.h"
 #include "model/transformer.h"
 #include "twilight/attention.h"
@@ -151,6 +152,15 @@ Engine::Status Engine::prefill(Sequence& sequence, std::span<const std::int32_t>
   require(total >= 1, "prefill", "number of tokens, got 0, accepted 1 or more");
   require(total <= im.options.max_context - sequence.num_tokens(), "prefill", "context, got ",
           sequence.num_tokens() + total, " tokens, accepted up to ", im.options.max_context);
+  // What would stop a later chunk stops the first one, so a refusal leaves the sequence as it was.
+  im.transformer.check_tokens(tokens);
+  require(logits.empty() || logits.size() == static_cast<std::size_t>(im.model.info().vocab_size),
+          "prefill", "number of logits, got ", logits.size(), ", accepted 0 or ",
+          im.model.info().vocab_size);
+  if (sequence.impl().table.pages_needed(static_cast<std::int32_t>(total)) >
+      im.cache.free_pages()) {
+    return Status::kOutOfPages;
+  }
   PrefillPort port(*im.attention, im.options.full_precision);
   Sequence* const batch[] = {&sequence};
   for (std::int64_t done = 0; done < total;) {
@@ -179,6 +189,11 @@ Engine::Status Engine::decode(std::span<Sequence* const> sequences,
   Impl& im = *impl_;
   require(sequences.size() == tokens.size(), "decode", "number of tokens, got ", tokens.size(),
           ", accepted one for each of the ", sequences.size(), " sequences");
+  const std::size_t num_logits =
+      tokens.size() * static_cast<std::size_t>(im.model.info().vocab_size);
+  require(logits.size() == num_logits, "decode", "number of logits, got ", logits.size(),
+          ", accepted ", num_logits);
+  im.transformer.check_tokens(tokens);
   for (std::size_t i = 0; i < sequences.size() && i < im.chunk.size(); ++i) {
     im.chunk[i] = sequences[i]->num_tokens();
   }

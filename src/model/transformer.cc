@@ -72,11 +72,16 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Mode
   carve(arena);
 }
 
+void Transformer::check_tokens(std::span<const std::int32_t> tokens) const {
+  for (const std::int32_t token : tokens) {
+    require(token >= 0 && token < config_.vocab_size, "forward", "token id, got ", token,
+            ", accepted 0 to ", config_.vocab_size - 1);
+  }
+}
+
 void Transformer::embed(std::span<const std::int32_t> tokens) {
   const std::int64_t hidden = config_.hidden_size;
   for (std::size_t row = 0; row < tokens.size(); ++row) {
-    require(tokens[row] >= 0 && tokens[row] < config_.vocab_size, "forward", "token id, got ",
-            tokens[row], ", accepted 0 to ", config_.vocab_size - 1);
     float* out = hidden_ + static_cast<std::int64_t>(row) * hidden;
     for (std::int64_t i = 0; i < hidden; ++i) {
       out[i] = element(weights_.embed, tokens[row] * hidden + i);
@@ -115,6 +120,7 @@ void Transformer::forward(std::span<const std::int32_t> tokens,
   require(tokens.size() == positions.size() && !tokens.empty() &&
               tokens.size() <= static_cast<std::size_t>(max_tokens_),
           "forward", "number of tokens, got ", tokens.size(), ", accepted 1 to ", max_tokens_);
+  check_tokens(tokens);
   const auto rows = static_cast<std::int32_t>(tokens.size());
   embed(tokens);
   set_rotation(positions);

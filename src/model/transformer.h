@@ -35,6 +35,9 @@ class Transformer {
 
   [[nodiscard]] std::int32_t max_tokens() const { return max_tokens_; }
 
+  /// Throws Error(kInvalidArgument) for a token outside the vocabulary.
+  void check_tokens(std::span<const std::int32_t> tokens) const;
+
   /// Runs T <= max_tokens tokens at their positions. Tokens outside the vocabulary throw
   /// Error(kInvalidArgument). Hidden states stay inside for `logits`.
   void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> positions,

@@ -177,8 +177,8 @@ void rope(const RopeParams& p, std::int64_t begin, std::int64_t end) {
 
 HWY_INLINE VF silu(VF x) {
   const DF df;
-  // exp of a large argument would be infinity, and infinity stays right here: x / inf = -0.
-  const VF e = hn::Exp(df, hn::Neg(x));
+  // Exp is right up to 104 only. From 89 on it is infinity, which stays right here: x / inf = -0.
+  const VF e = hn::Exp(df, hn::Min(hn::Neg(x), hn::Set(df, 100.0F)));
   return hn::Div(x, hn::Add(hn::Set(df, 1.0F), e));
 }
 
