@@ -73,8 +73,8 @@ PagedKvView KvStorage::view(std::int32_t layer) const {
   TWILIGHT_DCHECK(layer >= 0 && layer < options_.num_layers);
   Layer& pools = layers_[static_cast<std::size_t>(layer)];
   const std::int64_t row = options_.head_dim;
-  const std::int64_t head = row * options_.page_size;
-  const std::int64_t page = head * options_.num_kv_heads;
+  const std::int64_t page = row * options_.page_size;
+  const std::int64_t head = page * options_.num_pages;
   PagedKvView view;
   view.dtype = options_.dtype;
   view.num_kv_heads = options_.num_kv_heads;
@@ -91,11 +91,11 @@ KeyIndexView KvStorage::index(std::int32_t layer) const {
   KeyIndexView view;
   view.format = options_.index;
   view.summaries = pools.summaries.data();
-  view.summary_head_stride = summary_stride(options_);
-  view.summary_page_stride = view.summary_head_stride * options_.num_kv_heads;
+  view.summary_page_stride = summary_stride(options_);
+  view.summary_head_stride = view.summary_page_stride * options_.num_pages;
   view.estimates = pools.estimates.data();
-  view.estimate_head_stride = estimate_stride(options_);
-  view.estimate_page_stride = view.estimate_head_stride * options_.num_kv_heads;
+  view.estimate_page_stride = estimate_stride(options_);
+  view.estimate_head_stride = view.estimate_page_stride * options_.num_pages;
   return view;
 }
 

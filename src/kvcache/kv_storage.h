@@ -26,7 +26,8 @@ struct KvStorageOptions {
 };
 
 /// Host memory of a paged cache: per layer one pool of K, of V and of each index plane, laid out
-/// [page][KV head][slot][D] (K, V) and [page][KV head][record]. Memory is reserved at once and
+/// [KV head][page][slot][D] (K, V) and [KV head][page][record], so that one head's pages, in the
+/// order they were allocated, are one stream. Memory is reserved at once and
 /// touched as pages are first written. Owns memory, launches nothing.
 class KvStorage {
  public:
