@@ -15,7 +15,7 @@ namespace {
 std::uint64_t read_block(const std::byte* data, std::int64_t bytes) {
   constexpr int kStreams = 4;
   using Lane = std::uint64_t;
-  typedef Lane Wide __attribute__((vector_size(64)));
+  using Wide __attribute__((vector_size(64))) = Lane;
   const std::int64_t part = bytes / kStreams / 64;
   Wide sums[kStreams] = {};
   for (std::int64_t i = 0; i < part; ++i) {

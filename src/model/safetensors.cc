@@ -230,7 +230,8 @@ void Checkpoint::open_shards(const std::string& model_dir) {
   std::map<std::string, std::vector<std::string>> by_shard;
   for (const auto& [tensor, shard] : index) by_shard[shard].push_back(tensor);
   for (const auto& [shard, wanted] : by_shard) {
-    const std::string path = model_dir + '/' + shard;
+    std::string path = model_dir;
+    path.append(1, '/').append(shard);
     std::error_code ignored;
     if (!std::filesystem::exists(path, ignored)) {
       fail(ErrorCode::kNotFound, kWhere, root_path_, ": shard ", quote_name(shard), " of tensor ",

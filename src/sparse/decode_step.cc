@@ -100,7 +100,7 @@ DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
 
 DecodeStep::DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps shape,
                        DType cache_dtype)
-    : backend_(backend), policy_(policy), caps_(shape), cache_dtype_(cache_dtype) {
+    : backend_(backend), policy_(policy), caps_(shape) {
   validate_policy(policy_);
   const auto positive = [](const char* name, std::int32_t value) {
     require(value >= 1, "decode_step", name, ", got ", value, ", accepted 1 or more");

@@ -63,7 +63,6 @@ class DecodeStep {
   SparsePolicy policy_;
   std::unique_ptr<Selector> selector_;
   StepCaps caps_;
-  DType cache_dtype_;
   std::size_t workspace_bytes_ = 0;
 };
 

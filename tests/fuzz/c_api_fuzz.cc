@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <iterator>
-#include <source_location>
 #include <vector>
 
 #include "support/c_abi_case.h"
@@ -18,10 +17,9 @@ using twilight::test::aligned_memory;
 using twilight::test::CAbiCase;
 using twilight::test::CAbiShape;
 
-void expect(bool ok, std::source_location where = std::source_location::current()) {
+void expect(bool ok, int line = __builtin_LINE()) {
   if (ok) return;
-  std::fprintf(stderr, "line %u: expectation failed, last error: %s\n", where.line(),
-               twl_last_error());
+  std::fprintf(stderr, "line %d: expectation failed, last error: %s\n", line, twl_last_error());
   __builtin_trap();
 }
 
@@ -219,10 +217,9 @@ bool spoil_plan(CAbiCase& c, Input& input) {
   }
 }
 
-void expect_failure(twl_status status,
-                    std::source_location where = std::source_location::current()) {
-  expect(status == TWL_INVALID_ARGUMENT || status == TWL_UNSUPPORTED, where);
-  expect(twl_last_error()[0] == '[', where);
+void expect_failure(twl_status status, int line = __builtin_LINE()) {
+  expect(status == TWL_INVALID_ARGUMENT || status == TWL_UNSUPPORTED, line);
+  expect(twl_last_error()[0] == '[', line);
 }
 
 void check_outputs(const CAbiCase& c, const std::vector<twl_seq_stats>& stats) {
