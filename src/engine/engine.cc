@@ -172,7 +172,7 @@ Engine::Status Engine::prefill(Sequence& sequence, std::span<const std::int32_t>
     if (!im.attention->begin(batch, count)) return Status::kOutOfPages;
     try {
       im.transformer.forward(tokens.subspan(static_cast<std::size_t>(done), positions.size()),
-                             positions, port);
+                             positions, port, /*row_invariant=*/false);
     } catch (...) {
       im.attention->rollback();
       throw;
@@ -200,7 +200,8 @@ Engine::Status Engine::decode(std::span<Sequence* const> sequences,
   if (!im.attention->begin(sequences, 1)) return Status::kOutOfPages;
   DecodePort port(*im.attention, im.query_observer);
   try {
-    im.transformer.forward(tokens, {im.chunk.data(), sequences.size()}, port);
+    im.transformer.forward(tokens, {im.chunk.data(), sequences.size()}, port,
+                           /*row_invariant=*/true);
     im.transformer.logits(0, static_cast<std::int32_t>(sequences.size()), logits);
   } catch (...) {
     im.attention->rollback();

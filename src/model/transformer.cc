@@ -111,17 +111,20 @@ void Transformer::linear(const float* x, const TensorView& weight, const std::ve
   params.y = y;
   params.y_stride = weight.shape[0];
   params.accumulate = accumulate;
+  params.row_invariant = row_invariant_;
   params.full_precision = full_precision_;
   backend_.linear(params);
 }
 
 void Transformer::forward(std::span<const std::int32_t> tokens,
-                          std::span<const std::int32_t> positions, AttentionPort& attention) {
+                          std::span<const std::int32_t> positions, AttentionPort& attention,
+                          bool row_invariant) {
   require(tokens.size() == positions.size() && !tokens.empty() &&
               tokens.size() <= static_cast<std::size_t>(max_tokens_),
           "forward", "number of tokens, got ", tokens.size(), ", accepted 1 to ", max_tokens_);
   check_tokens(tokens);
   const auto rows = static_cast<std::int32_t>(tokens.size());
+  row_invariant_ = row_invariant;
   embed(tokens);
   set_rotation(positions);
   const auto norm = [&](const std::vector<float>& weight) {

@@ -40,8 +40,10 @@ class Transformer {
 
   /// Runs T <= max_tokens tokens at their positions. Tokens outside the vocabulary throw
   /// Error(kInvalidArgument). Hidden states stay inside for `logits`.
+  /// With `row_invariant` a row's results do not depend on the other rows (decode); without it
+  /// large matrix products may be used (prefill).
   void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> positions,
-               AttentionPort& attention);
+               AttentionPort& attention, bool row_invariant);
 
   /// Logits [rows, vocab] of rows `first_row` .. of the last forward pass.
   void logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out);
@@ -57,6 +59,7 @@ class Transformer {
   const ModelWeights& weights_;
   std::int32_t max_tokens_;
   bool full_precision_;
+  bool row_invariant_ = false;  // of the last forward pass
   std::int32_t num_rows_ = 0;
   std::vector<double> inverse_frequencies_;  // [D / 2]
 

@@ -263,6 +263,9 @@ struct LinearParams {
   float* y = nullptr;
   std::int64_t y_stride = 0;
   bool accumulate = false;
+  /// A row's result must not depend on the other rows or their number (decode: the same bits in any
+  /// batch).
+  bool row_invariant = false;
   bool full_precision = false;  ///< f32 products instead of bf16 where the backend would use them
 };
 

@@ -23,7 +23,7 @@ void for_ranges(ThreadPool& pool, std::int64_t count, std::int64_t bytes_each, s
 }  // namespace
 
 void CpuBackend::do_linear(const LinearParams& params) {
-  if (params.num_rows > kMatvecMaxRows) {
+  if (params.num_rows > kMatvecMaxRows && !params.row_invariant) {
     matmul_.run(params);
     return;
   }

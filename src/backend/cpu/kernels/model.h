@@ -8,7 +8,8 @@
 
 namespace twilight::cpu {
 
-/// Most rows `matvec` takes at once; more go through oneDNN.
+/// Up to this many rows `matvec` is used anyway; more go through oneDNN unless they must be
+/// row-invariant.
 inline constexpr std::int32_t kMatvecMaxRows = 8;
 
 /// Range kernels of the model's small ops: no threading, and no value depends on how the range was
