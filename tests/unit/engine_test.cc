@@ -172,33 +172,36 @@ TEST(Engine, PolicyChangesOnAFilledCache) {
 
 TEST(Engine, BatchEqualsEachAlone) {
   EngineOptions options = options_of(sparse_policy(), 320);
-  options.max_seqs = 3;
+  // More rows than the matrix-vector kernels would take by themselves.
+  constexpr std::size_t kBatch = 11;
+  options.max_seqs = kBatch;
   Engine engine(cpu(), vesper(), options);
-  const std::size_t lengths[] = {300, 1, 77};
+  const std::size_t lengths[kBatch] = {300, 1, 77, 16, 33, 2, 5, 40, 9, 64, 15};
   const auto vocab = static_cast<std::size_t>(vesper().info().vocab_size);
   std::vector<Sequence> together;
   std::vector<Logits> alone;
-  for (std::size_t i = 0; i < 3; ++i) {
+  for (std::size_t i = 0; i < kBatch; ++i) {
     const auto tokens = some_tokens(lengths[i], 20 + i);
     Sequence one = engine.cache().new_sequence();
     prefill(engine, one, tokens);
     together.push_back(one.fork());
     alone.push_back(decode_all(engine, one, some_tokens(6, 30 + i)));
   }
-  Sequence* const batch[] = {&together[0], &together[1], &together[2]};
-  Logits logits(3 * vocab);
+  std::vector<Sequence*> batch;
+  for (Sequence& sequence : together) batch.push_back(&sequence);
+  Logits logits(kBatch * vocab);
   engine.reset_totals();
   for (std::size_t step = 0; step < 6; ++step) {
-    std::int32_t next[3];
-    for (std::size_t i = 0; i < 3; ++i) next[i] = some_tokens(6, 30 + i)[step];
+    std::int32_t next[kBatch];
+    for (std::size_t i = 0; i < kBatch; ++i) next[i] = some_tokens(6, 30 + i)[step];
     ASSERT_EQ(engine.decode(batch, next, logits), Engine::Status::kOk);
   }
-  for (std::size_t i = 0; i < 3; ++i) {
+  for (std::size_t i = 0; i < kBatch; ++i) {
     EXPECT_TRUE(same_bits(std::span(logits).subspan(i * vocab, vocab), alone[i])) << i;
   }
-  EXPECT_EQ(engine.totals().steps, 18);
+  EXPECT_EQ(engine.totals().steps, 6 * static_cast<std::int64_t>(kBatch));
   EXPECT_EQ(engine.totals().sparse_layers + engine.totals().dense_layers,
-            18 * vesper().info().num_layers);
+            6 * static_cast<std::int64_t>(kBatch) * vesper().info().num_layers);
   EXPECT_LT(engine.totals().bytes_read, engine.totals().bytes_dense);
 }
 
