@@ -30,7 +30,7 @@ class TempDir {
 
   /// Writes `bytes` to a file of the folder and returns its path.
   std::string write(const std::string& name, std::string_view bytes) const {
-    const std::string file = path_ + '/' + name;
+    std::string file = path_ + '/' + name;
     std::ofstream out(file, std::ios::binary);
     out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     if (!out.flush()) throw std::runtime_error("cannot write " + file);
