@@ -192,7 +192,8 @@ void add_demo(CLI::App& app, Action& action) {
   command->add_option("--tokens", flags->tokens, "Tokens to decode each time")
       ->capture_default_str()
       ->check(CLI::Range(kAnswerTokens, 1 << 20));
-  auto* seed = command->add_option("--seed", flags->seed, "Draw the same fact again");
+  auto* seed = command->add_option("--seed", flags->seed, "Draw the same fact again")
+                   ->check(CLI::NonNegativeNumber);
   command->callback([flags, seed, &action] {
     flags->seed_given = seed->count() > 0;
     action = [flags] { return run_demo(*flags); };

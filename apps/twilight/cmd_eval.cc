@@ -121,6 +121,7 @@ void finish_report(nlohmann::ordered_json report, const nlohmann::ordered_json& 
 
 void add_eval(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("eval", "Measure quality: perplexity, hidden facts");
+  command->footer("Example: twilight eval ppl --ctx 4096 --last 256 --attention dense,paper");
   command->require_subcommand(1);
 
   auto ppl = std::make_shared<PplFlags>();
@@ -149,7 +150,9 @@ void add_eval(CLI::App& app, Action& action) {
   passkey_command->add_option("--trials", passkey->trials, "Facts per depth")
       ->capture_default_str()
       ->check(CLI::Range(1, 100000));
-  passkey_command->add_option("--seed", passkey->seed, "Seed of the facts")->capture_default_str();
+  passkey_command->add_option("--seed", passkey->seed, "Seed of the facts")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   passkey_command->callback(
       [passkey, &action] { action = [passkey] { return run_eval_passkey(*passkey); }; });
 }

@@ -37,20 +37,27 @@ std::string prompt_text(const GenerateFlags& flags) {
     throw Error(ErrorCode::kInvalidArgument,
                 from_file ? "[prompt] the prompt file is empty, got " + flags.prompt_file +
                                 ", accepted at least one character"
-                          : std::string("[prompt] the prompt is empty, accepted at least one "
-                                        "character in --prompt or --prompt-file"));
+                          : std::string("[prompt] the prompt is empty, got '', accepted at least "
+                                        "one character"));
   }
   return text;
 }
 
 int run_generate(const GenerateFlags& flags) {
   const SparsePolicy policy = flags.attention.policy();
+  (void)Sampler(flags.sampling.options);  // refuses bad ones before the long work
   const std::string prompt = prompt_text(flags);
   OutputFile stats_file;
   if (!flags.stats.empty()) stats_file = OutputFile(flags.stats, flags.force);
   const Device device(flags.common.device);
   const Model model = load_model(flags.model, flags.common);
   const std::vector<std::int32_t> tokens = model.encode(prompt);
+  if (flags.context > model.info().max_context) {
+    throw Error(ErrorCode::kInvalidArgument, "[--ctx] context, got " +
+                                                 std::to_string(flags.context) +
+                                                 " tokens, accepted up to the model's " +
+                                                 std::to_string(model.info().max_context));
+  }
   const std::int32_t limit = flags.context > 0 ? flags.context : model.info().max_context;
   if (static_cast<std::int64_t>(tokens.size()) > limit) {
     throw Error(ErrorCode::kInvalidArgument,

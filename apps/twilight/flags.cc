@@ -106,6 +106,7 @@ void SamplingFlags::add(CLI::App& command) {
       ->group(group);
   command.add_option("--seed", options.seed, "Seed of the sampler")
       ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
       ->group(group);
 }
 

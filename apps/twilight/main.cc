@@ -1,6 +1,8 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <string>
+#include <vector>
 
 #include "commands.h"
 #include "interrupt.h"
@@ -15,6 +17,24 @@ constexpr int kUsageError = 2;
 int report(const char* message, int status) {
   std::fprintf(stderr, "twilight: %s\n", message);
   return status;
+}
+
+// What is wrong with the command line; the parser's own text where that names value and choice.
+std::string usage_message(const CLI::App& app, const CLI::ParseError& error) {
+  std::string text = error.what();
+  if (error.get_name() == "ConversionError") text += ", accepted a number";
+  if (error.get_name() != "RequiredError") return text;
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
+  std::string accepted;
+  for (const CLI::App* each : command->get_subcommands([](const CLI::App*) { return true; })) {
+    if (each->get_name().empty()) continue;  // a group of options
+    accepted += (accepted.empty() ? "" : ", ") + each->get_name();
+  }
+  if (accepted.empty()) return text;
+  const std::vector<std::string> rest = command->remaining();
+  return "[command] " + std::string(rest.empty() ? "none" : "unknown command") + ", got " +
+         (rest.empty() ? "nothing" : "'" + rest.front() + "'") + ", accepted " + accepted;
 }
 
 }  // namespace
@@ -36,7 +56,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    return report((std::string(error.what()) + "; see --help").c_str(), kUsageError);
+    return report((usage_message(app, error) + "; see --help").c_str(), kUsageError);
   }
   catch_interrupts();
   try {

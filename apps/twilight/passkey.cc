@@ -33,7 +33,8 @@ bool answers(const PasskeyTask& task, const std::string& generated) {
 PasskeyBuilder::PasskeyBuilder(const Model& model, std::string text)
     : model_(model), text_(std::move(text)) {
   if (text_.empty()) {
-    throw Error(ErrorCode::kInvalidArgument, "[passkey] the text is empty, accepted some text");
+    throw Error(ErrorCode::kInvalidArgument,
+                "[passkey] the text is empty, got 0 characters, accepted 1 or more");
   }
   std::int64_t end = 0;
   for (const std::int32_t token : model_.encode(text_, false)) {

@@ -23,10 +23,11 @@ Model Model::load(const std::string& directory, const Progress& progress) {
     if (error.code() != ErrorCode::kNotFound) throw;
     impl->no_tokenizer = error.what();
   }
-  require(impl->tokenizer == nullptr || impl->tokenizer->vocab_size() <= config.vocab_size, "model",
-          directory, ": tokenizer vocabulary, got ",
-          impl->tokenizer == nullptr ? 0 : impl->tokenizer->vocab_size(),
-          " tokens, accepted up to the vocab_size ", config.vocab_size, " of config.json");
+  if (impl->tokenizer != nullptr && impl->tokenizer->vocab_size() > config.vocab_size) {
+    fail(ErrorCode::kInvalidFile, "model", directory, ": tokenizer vocabulary, got ",
+         impl->tokenizer->vocab_size(), " tokens, accepted up to the vocab_size ",
+         config.vocab_size, " of config.json");
+  }
   ThreadPool pool(0);
   LoadOptions options;
   options.pool = &pool;
