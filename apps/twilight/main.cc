@@ -60,7 +60,11 @@ int main(int argc, char** argv) {
   }
   catch_interrupts();
   try {
-    return action();
+    const int status = action();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+      return report("[output] cannot write all of standard output", kRuntimeError);
+    }
+    return status;
   } catch (const twilight::Error& error) {
     const bool usage = error.code() == twilight::ErrorCode::kInvalidArgument;
     return report(error.what(), usage ? kUsageError : kRuntimeError);

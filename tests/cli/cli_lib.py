@@ -41,7 +41,7 @@ class ProgramTest(unittest.TestCase):
         for text in (result.out, result.err):
             self.assertNotIn(ESCAPE, text)
             self.assertNotIn("\r", text)
-            self.assertNotIn("█", text)
+            self.assertNotIn("\u2588", text)
 
     def run_ok(self, *arguments):
         result = run(*arguments)

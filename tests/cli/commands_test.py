@@ -146,6 +146,17 @@ class Commands(cli_lib.ProgramTest):
                 os.chmod(self.folder, 0o700)
         self.assertEqual(os.listdir(self.folder), [])
 
+    def test_standard_output_that_is_full(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("no /dev/full")
+        for flags in ((), ("--json",)):
+            with open("/dev/full", "wb") as full:
+                process = subprocess.run([cli_lib.PROGRAM, "info", *flags], stdout=full,
+                                         stderr=subprocess.PIPE, timeout=60, check=False)
+            self.assertEqual(process.returncode, 1)
+            self.assertEqual(process.stderr,
+                             b"twilight: [output] cannot write all of standard output\n")
+
     def test_a_failed_run_leaves_no_file(self):
         name = self.file("stats.json")
         self.check_refused(2, ("page_size",), *self.generate("--stats", name, "--page-size", 0))

@@ -287,8 +287,9 @@ TEST_P(DecodeStepPolicies, Refusals) {
         step.run(params, {workspace.data(), bytes});
       });
     }
-    expect_error(ErrorCode::kInvalidArgument, {"[decode_step]", "workspace", "null"},
-                 [&] { step.run(params, {nullptr, workspace.size()}); });
+    expect_error(ErrorCode::kInvalidArgument, {"[decode_step]", "workspace", "null"}, [&] {
+      step.run(params, {nullptr, workspace.size()});
+    });
     EXPECT_NO_THROW(step.run(params, {workspace.data(), workspace.size()}));
     std::vector<LayerStats> wrong(3);
     expect_error(ErrorCode::kInvalidArgument, {"stats", "got 3", "4"}, [&] {
