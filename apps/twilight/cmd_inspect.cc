@@ -102,6 +102,8 @@ int run_inspect(const InspectFlags& flags) {
   const Format format = format_of(flags);
   EngineOptions options;
   options.policy = flags.attention.policy();
+  // Where dense attention would be as fast is no matter here: the question is what sparse reads.
+  if (!flags.attention.dense_below) options.policy.dense_below_tokens = 0;
   options.page_size = flags.attention.page_size;
   OutputFile file;
   if (format != Format::kNone) file = OutputFile(flags.out, flags.force);
@@ -187,7 +189,8 @@ void add_inspect(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "inspect", "Draw what every layer and head read while a text was generated");
   command->footer(
-      "Without a prompt it looks for a fact hidden in the bundled novel.\n"
+      "Without a prompt it looks for a fact hidden in the bundled novel. Unless --dense-below is\n"
+      "given, short contexts are pruned too.\n"
       "Example: twilight inspect --out picture.html");
   flags->common.add(*command);
   flags->attention.add(*command);

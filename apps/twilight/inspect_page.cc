@@ -31,7 +31,8 @@ dl.figures dd{margin:0;font-size:21px;font-weight:600}
 .ask{margin:3px 0}.ask b{display:inline-block;min-width:84px;color:var(--muted);font-weight:500}
 svg.picture{width:100%;height:auto;display:block}
 .text{white-space:pre-wrap;line-height:2.1}
-.text span{border-bottom:4px solid var(--faint)}
+.text span{border-bottom:4px solid var(--faint);margin-right:1px}
+.picture-box{margin:26px 0 0;overflow-x:auto}
 .note{color:var(--muted);font-size:13px;margin:0 0 8px}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13.5px;width:100%}
@@ -279,15 +280,17 @@ std::string draw_page(const InspectData& data) {
       "<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" "
       "content=\"width=device-width, initial-scale=1\"/>\n<title>What attention read: " +
       escape_xml(data.model) + "</title>\n<style>\n" + picture_css() + kPageCss +
-      ramp_css("u", "border-color", dusk_colour, false) + "\n@media (prefers-color-scheme:dark){" +
-      ramp_css("u", "border-color", dusk_colour, true) + "}\n</style>\n</head>\n<body>\n<main>\n" +
+      ramp_css("text .u", "border-color", dusk_colour, false) +
+      "\n@media (prefers-color-scheme:dark){" +
+      ramp_css("text .u", "border-color", dusk_colour, true) +
+      "}\n</style>\n</head>\n<body>\n<main>\n" +
       "<h1>What attention read</h1>\n<p class=\"device\">" + escape_xml(data.device) +
       "</p>\n<dl class=\"figures\">\n";
   for (const auto& [name, value] : headline_figures(data)) {
     out += "<div><dt>" + escape_xml(name) + "</dt><dd>" + escape_xml(value) + "</dd></div>\n";
   }
   out += "</dl>\n" + line_of("Question", data.question) + line_of("Answer", data.answer) +
-         line_of("Fact", data.verdict) + "<div class=\"wide\">" + picture.svg + "</div>\n" +
+         line_of("Fact", data.verdict) + "<div class=\"picture-box\">" + picture.svg + "</div>\n" +
          coloured_text(data) + layer_table(data) + "</main>\n<div id=\"tip\"></div>\n<script>\n" +
          "const data = " + script_data(data, picture) + ";" + kScript +
          "</script>\n</body>\n</html>\n";

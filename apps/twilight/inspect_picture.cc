@@ -161,7 +161,7 @@ std::string column_labels(const InspectData& data, const PictureMap& map, bool t
 
 // Colour bar over the axis of the right panel, its ticks and thin lines down along the map.
 std::string panel_axis(const PictureMap& map, const char* prefix, double colour_end,
-                       const std::string& title, bool per_mille) {
+                       const std::string& title, bool decimals) {
   std::string out;
   const ValueAxis& axis = map.axis;
   const double y = map.layout.y;
@@ -182,12 +182,17 @@ std::string panel_axis(const PictureMap& map, const char* prefix, double colour_
            "\"/>\n";
   }
   std::string lines;
-  for (const double tick : axis.ticks(48)) {
+  std::vector<double> ticks = axis.ticks(48);
+  // The context itself ends the axis of counts.
+  if (axis.logarithmic && (ticks.empty() || end - axis.at(ticks.back()) > 44)) {
+    ticks.push_back(axis.high);
+  }
+  for (const double tick : ticks) {
     const double x = axis.at(tick);
     lines +=
-        "M" + coordinate(x) + " " + coordinate(y - 8) + "V" + coordinate(y + map.layout.height);
+        concat("M", coordinate(x), " ", coordinate(y - 8), "V", coordinate(y + map.layout.height));
     out += text_at(x, y - 13, "label muted middle",
-                   per_mille ? fixed(tick, 2) : grouped(std::llround(tick)));
+                   decimals ? fixed(tick, 2) : grouped(std::llround(tick)));
   }
   return "<path class=\"axis\" d=\"" + lines + "\"/>\n" + out;
 }
@@ -219,14 +224,14 @@ std::string kept_panel(const InspectData& data, const PictureMap& map) {
     const std::vector<double> kept = sparse_values(layer, layer.kept, data.q_heads);
     const double joined = mean_of(sparse_values(layer, layer.attended, data.kv_heads));
     const double candidates = mean_of(sparse_values(layer, layer.candidates, data.kv_heads));
-    const std::string summary = "kept " + grouped(std::llround(mean_of(kept))) + " · union " +
+    const std::string summary = "mean " + grouped(std::llround(mean_of(kept))) + " · union " +
                                 grouped(std::llround(joined)) + " of " +
                                 grouped(std::llround(candidates)) + " candidates";
     const bool has_text = block.height >= 40;
     const double y = block.y + (has_text ? 16 : 1);
     const double height = std::min(block.height - (has_text ? 18 : 2), 46.0);
     const double middle = y + height / 2;
-    out += "<g><title>" + escape_xml(name + ": means " + summary) + "</title>" +
+    out += "<g><title>" + escape_xml(name + ", tokens kept: " + summary) + "</title>" +
            draw_violin(kept, map.axis, y, height) + triangle(map.axis.at(joined), middle, 4) +
            diamond(map.axis.at(candidates), middle, 4.5) + "</g>\n";
     if (has_text) out += text_at(map.axis.x, block.y + 9, "tiny muted halo", summary);
@@ -416,8 +421,8 @@ Picture draw_picture(const InspectData& data, const PictureOptions& options) {
   y += 32;
   body += text_at(kMargin, y, "heading", "Tokens kept, by query head and generated token");
   std::string caption =
-      "Each row is a query head, each column a token of the answer. Darker or "
-      "brighter against the background: more tokens kept.";
+      "Each row is a query head, each column a token of the answer. Stronger "
+      "against the background: more tokens kept.";
   if (grid.heads_per_row > 1) {
     caption += " A row is the mean of " + std::to_string(grid.heads_per_row) + " heads.";
   }
@@ -436,7 +441,11 @@ Picture draw_picture(const InspectData& data, const PictureOptions& options) {
     body += draw_cells(grid, picture.kept.layout, "a", [&](double v) { return colours.share(v); });
     for (const Block& block : blocks_of(picture.kept)) {
       if (!block.dense) continue;
-      body += text_at(kPlotX + 8, block.y + block.height / 2 + 3.5, "tiny halo",
+      const double height = std::min(block.height, 13.0);
+      body += "<rect class=\"backdrop\" x=\"" + coordinate(kPlotX + 6) + "\" y=\"" +
+              coordinate(block.y + (block.height - height) / 2) + "\" width=\"140\" height=\"" +
+              coordinate(height) + "\" rx=\"3\"/>" +
+              text_at(kPlotX + 11, block.y + block.height / 2 + 3.5, "tiny",
                       "dense: every token is read");
     }
     body += column_labels(data, picture.kept, true) + row_labels(data, picture.kept) +
@@ -450,8 +459,7 @@ Picture draw_picture(const InspectData& data, const PictureOptions& options) {
     body += "<path class=\"median\" d=\"M" + coordinate(panel + 4) + " " + coordinate(y - 10) +
             "v12\"/>" + text_at(panel + 11, y, "label muted", "median") +
             triangle(panel + 64, y - 4, 4) + text_at(panel + 72, y, "label muted", "union") +
-            diamond(panel + 116, y - 4, 4.5) +
-            text_at(panel + 125, y, "label muted", "candidates (means)");
+            diamond(panel + 116, y - 4, 4.5) + text_at(panel + 125, y, "label muted", "candidates");
     y += 14;
   }
 
@@ -495,8 +503,10 @@ Picture draw_picture(const InspectData& data, const PictureOptions& options) {
   }
   y += kMargin;
 
-  std::string svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"picture\" viewBox=\"0 0 " +
-                    coordinate(width) + " " + coordinate(y) + "\"";
+  const double left = options.standalone ? 0 : kMargin;
+  std::string svg =
+      concat("<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"picture\" viewBox=\"",
+             coordinate(left), " 0 ", coordinate(width - left), " ", coordinate(y), "\"");
   if (options.standalone) {
     svg += " width=\"" + coordinate(width) + "\" height=\"" + coordinate(y) + "\"";
   }

@@ -78,7 +78,7 @@ std::string token_label(std::string_view token, std::size_t max_chars) {
   std::string out;
   for (const char c : core) {
     if (c == '\n') {
-      out += "⏎";
+      out += "↵";
     } else if (c != '\r') {
       out += c;
     }
