@@ -27,7 +27,7 @@ struct Rgb {
 inline constexpr int kColourLevels = 64;
 [[nodiscard]] int colour_level(double t);
 
-/// Style rules ".<prefix><level>{<property>:…}" of a ramp. On a light background level 0 is the
+/// Style rules ".<prefix><level>{<property>:...}" of a ramp. On a light background level 0 is the
 /// light end, in a dark scheme the dark one: what differs more from the background means more.
 [[nodiscard]] std::string ramp_css(std::string_view prefix, std::string_view property,
                                    Rgb (*ramp)(double), bool dark_scheme);

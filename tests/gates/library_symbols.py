@@ -20,7 +20,7 @@ WRITES = {
     "__vprintf_chk", "__vfprintf_chk", "syslog",
 }
 # std::cout, cerr, clog, their wide twins; Highway's own abort.
-MANGLED = re.compile(r"^_ZSt4(cout|cerr|clog|wcout|wcerr|wclog)$|^_ZSt5w(cout|cerr|clog)$|^_ZN3hwy5Abort")
+MANGLED = re.compile(r"^_ZSt(4|5w)(cout|cerr|clog)$|^_ZN3hwy5Abort")
 
 
 def undefined(library):

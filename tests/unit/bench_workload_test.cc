@@ -227,8 +227,8 @@ TEST(Distribution, QuantilesLieBetweenNeighbours) {
 TEST(Table, AlignsColumns) {
   Table table;
   table.add({"", "ms", "x"});
-  table.add({"dense", "1.5", "é"});
-  EXPECT_EQ(table.text(), "        ms  x\ndense  1.5  é\n");
+  table.add({"dense", "1.5", "\u00e9"});
+  EXPECT_EQ(table.text(), "        ms  x\ndense  1.5  \u00e9\n");
   EXPECT_EQ(digits3(1234.5), "1234");
   EXPECT_EQ(digits3(0.012345), "0.0123");
   EXPECT_EQ(digits3(0), "0");
