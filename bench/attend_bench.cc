@@ -1,7 +1,9 @@
 // Decode attention against the read bandwidth of the machine, measured in the same run.
 //
-//   attend_bench [threads [isa [repeats]]]
+//   attend_bench [threads [isa [repeats [head-major|page-major]]]]
 //
+// head-major is the layout of KvCache, each head's pages in the order of the tokens; page-major is
+// [page, head, slot, D] in shuffled physical pages, the worst a caller's own cache may look like.
 // Every row gives the bytes of K and V the op must read, the median time, the spread (p10-p90), the
 // rate at the median and its share of the plain read of the same number of threads.
 #include <algorithm>
@@ -90,7 +92,6 @@ struct Shape {
   int page_size = 16;
 };
 
-// A bf16 cache in shuffled physical pages, [page, head, slot, D].
 struct Cache {
   Shape shape;
   Buffer k;
@@ -102,7 +103,7 @@ struct Cache {
   Buffer workspace;
   twilight::PagedKvView view;
 
-  Cache(const Shape& s, const twilight::Backend& backend) : shape(s) {
+  Cache(const Shape& s, const twilight::Backend& backend, bool head_major) : shape(s) {
     std::mt19937 rng(7);
     const int pages_per_seq = (s.tokens + s.page_size - 1) / s.page_size;
     const int pages = pages_per_seq * s.seqs;
@@ -113,7 +114,7 @@ struct Cache {
     fill(v, &rng);
     table.resize(pages);
     std::iota(table.begin(), table.end(), 0);
-    std::shuffle(table.begin(), table.end(), rng);
+    if (!head_major) std::shuffle(table.begin(), table.end(), rng);
     lens.assign(s.seqs, s.tokens);
     std::normal_distribution<float> normal;
     q.resize(std::size_t(s.seqs) * s.q_heads * s.dim);
@@ -126,8 +127,11 @@ struct Cache {
     view.head_dim = s.dim;
     view.page_size = s.page_size;
     const std::int64_t row = s.dim;
-    view.k = {k.data(), s.kv_heads * s.page_size * row, s.page_size * row, row};
-    view.v = {v.data(), s.kv_heads * s.page_size * row, s.page_size * row, row};
+    const std::int64_t page = s.page_size * row;
+    const std::int64_t page_stride = head_major ? page : s.kv_heads * page;
+    const std::int64_t head_stride = head_major ? pages * page : page;
+    view.k = {k.data(), page_stride, head_stride, row};
+    view.v = {v.data(), page_stride, head_stride, row};
     view.block_table = table.data();
     view.block_table_stride = pages_per_seq;
     view.seq_lens = lens.data();
@@ -160,8 +164,11 @@ struct Cache {
 
 class Bench {
  public:
-  Bench(int threads, const std::string& isa, int repeats)
-      : pool_(threads), backend_(twilight::make_cpu_backend(pool_, isa)), repeats_(repeats) {
+  Bench(int threads, const std::string& isa, int repeats, bool head_major)
+      : pool_(threads),
+        backend_(twilight::make_cpu_backend(pool_, isa)),
+        repeats_(repeats),
+        head_major_(head_major) {
     std::printf("%s\n", backend_->description().c_str());
     const Buffer memory = touched(std::size_t{512} << 20);
     if (pool_.num_threads() != 1) {
@@ -176,7 +183,7 @@ class Bench {
   }
 
   void dense(const Shape& shape) {
-    Cache cache(shape, *backend_);
+    Cache cache = make_cache(shape);
     twilight::AttendDenseParams params;
     params.seqs.count = shape.seqs;
     params.q = cache.query();
@@ -243,7 +250,9 @@ class Bench {
            {seconds[n / 2], seconds[n / 10], seconds[n - 1 - n / 10], seconds[0]});
   }
 
-  [[nodiscard]] twilight::Backend& backend() { return *backend_; }
+  [[nodiscard]] Cache make_cache(const Shape& shape) {
+    return Cache(shape, *backend_, head_major_);
+  }
 
   static std::string text(const Shape& s) {
     return "B" + std::to_string(s.seqs) + " Hq" + std::to_string(s.q_heads) + " Hkv" +
@@ -268,6 +277,7 @@ class Bench {
   ThreadPool pool_;
   std::unique_ptr<twilight::Backend> backend_;
   int repeats_;
+  bool head_major_;
   double bandwidth_ = 0;
   Buffer flush_ = touched(std::size_t{96} << 20);
 };
@@ -278,19 +288,29 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 0;
   const std::string isa = argc > 2 ? argv[2] : "auto";
   const int repeats = argc > 3 ? std::atoi(argv[3]) : 30;
-  Bench bench(threads, isa, repeats);
+  const std::string layout = argc > 4 ? argv[4] : "head-major";
+  if (layout != "head-major" && layout != "page-major") {
+    std::fprintf(stderr, "[attend_bench] layout, got %s, accepted head-major, page-major\n",
+                 layout.c_str());
+    return 2;
+  }
+  Bench bench(threads, isa, repeats, layout == "head-major");
+  bench.dense({1, 32, 8, 128, 512});  // 2 MiB: the arithmetic alone
   bench.dense({1, 32, 8, 128, 32768});
   bench.dense({8, 32, 8, 128, 32768});
   bench.dense({1, 32, 8, 64, 32768});
   bench.dense({1, 8, 8, 128, 32768});
   bench.dense({1, 64, 8, 128, 32768});
 
-  Cache one({1, 32, 8, 128, 32768}, bench.backend());
-  Cache eight({8, 32, 8, 128, 32768}, bench.backend());
+  Cache one = bench.make_cache({1, 32, 8, 128, 32768});
+  Cache eight = bench.make_cache({8, 32, 8, 128, 32768});
   std::mt19937 rng(3);
   std::lognormal_distribution<double> ragged(std::log(655.0), 1.0);
   const auto two_percent = [] { return 655; };
   const auto lognormal = [&] { return std::max(64, int(ragged(rng))); };
+  const auto four_percent = [] { return 1310; };
+  bench.sparse("4% random, B1", one, four_percent, false);
+  bench.sparse("4% random, B8", eight, four_percent, false);
   bench.sparse("2% random, B1", one, two_percent, false);
   bench.sparse("2% clustered, B1", one, two_percent, true);
   bench.sparse("2% random, B8", eight, two_percent, false);
