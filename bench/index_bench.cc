@@ -1,13 +1,15 @@
 // Index ops against what the machine can do: plain read bandwidth and the rate of the dot-product
 // instruction that bounds them, both measured in the same run.
 //
-//   index_bench [isa [repeats]]
+//   index_bench [isa [repeats [layout]]]
 //
 // Hq 32, Hkv 8, D 128, P 16, 8 sequences of 32,768 tokens, every sequence and head in memory of its
-// own, physical pages shuffled. A row gives the bytes the op must read, the best and median time,
-// the spread (p10 to p90), the median processor time of a thread, the rate in that time, its share
-// of the plain read, and its share of the lower of the plain read and the instruction bound. Rates
-// go by processor time so that other load on the machine, which takes turns, does not count.
+// own. Layout `heads` (default) is what the cache makes of a sequence that grew alone: KV head
+// first, a head's pages in order. `pages` has all heads of a page together and shuffled pages. A
+// row gives the bytes the op must read, the best and median time, the spread (p10 to p90), the
+// median processor time of a thread, the rate in that time, its share of the plain read, and its
+// share of the lower of the plain read and the instruction bound. Rates go by processor time so
+// that other load on the machine, which takes turns, does not count.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -166,16 +168,19 @@ struct Index {
   Buffer summaries;
   Buffer estimates;
 
-  explicit Index(IndexFormat format) {
+  Index(IndexFormat format, bool heads_first) {
     view.format = format;
-    view.summary_head_stride = twilight::summary_record_bytes(format.summary, kDim);
-    view.summary_page_stride = view.summary_head_stride * kHeadsKv;
-    summaries = Buffer(static_cast<std::size_t>(view.summary_page_stride * kPages));
+    const auto lay_out = [&](std::int64_t record, std::int64_t& page, std::int64_t& head) {
+      page = heads_first ? record : record * kHeadsKv;
+      head = heads_first ? record * kPages : record;
+      return Buffer(static_cast<std::size_t>(record * kHeadsKv * kPages));
+    };
+    summaries = lay_out(twilight::summary_record_bytes(format.summary, kDim),
+                        view.summary_page_stride, view.summary_head_stride);
     view.summaries = summaries.data();
     if (format.key_bits == 0) return;
-    view.estimate_head_stride = twilight::estimate_record_bytes(format.key_bits, kPage, kDim);
-    view.estimate_page_stride = view.estimate_head_stride * kHeadsKv;
-    estimates = Buffer(static_cast<std::size_t>(view.estimate_page_stride * kPages));
+    estimates = lay_out(twilight::estimate_record_bytes(format.key_bits, kPage, kDim),
+                        view.estimate_page_stride, view.estimate_head_stride);
     view.estimates = estimates.data();
   }
 };
@@ -193,6 +198,8 @@ struct Row {
 int main(int argc, char** argv) {
   const std::string isa = argc > 1 ? argv[1] : "auto";
   const int repeats = argc > 2 ? std::atoi(argv[2]) : 11;
+  const std::string layout = argc > 3 ? argv[3] : "heads";
+  const bool heads_first = layout != "pages";
 
   twilight::PagedKvView kv;
   kv.num_seqs = kSeqs;
@@ -200,7 +207,8 @@ int main(int argc, char** argv) {
   kv.head_dim = kDim;
   kv.page_size = kPage;
   Buffer keys(static_cast<std::size_t>(kPages * kHeadsKv * kPage * kDim * 2));
-  kv.k = {keys.data(), std::int64_t{kHeadsKv} * kPage * kDim, kPage * kDim, kDim};
+  kv.k = {keys.data(), kPage * kDim, kPages * kPage * kDim, kDim};
+  if (!heads_first) kv.k = {keys.data(), std::int64_t{kHeadsKv} * kPage * kDim, kPage * kDim, kDim};
   kv.v = kv.k;
   std::mt19937_64 random(1);
   auto* element = keys.as<std::uint16_t>();
@@ -212,7 +220,7 @@ int main(int argc, char** argv) {
   }
   std::vector<std::int32_t> table(kPages);
   std::iota(table.begin(), table.end(), 0);
-  std::shuffle(table.begin(), table.end(), random);
+  if (!heads_first) std::shuffle(table.begin(), table.end(), random);
   const std::vector<std::int32_t> lengths(kSeqs, kTokens);
   kv.block_table = table.data();
   kv.block_table_stride = kPagesPerSeq;
@@ -223,8 +231,8 @@ int main(int argc, char** argv) {
   const twilight::SeqSubset all_seqs{nullptr, kSeqs};
   const float scale = 1 / std::sqrt(static_cast<float>(kDim));
 
-  Index four({SummaryKind::kQuestBf16, 4});
-  Index eight({SummaryKind::kQuest4, 8});
+  Index four({SummaryKind::kQuestBf16, 4}, heads_first);
+  Index eight({SummaryKind::kQuest4, 8}, heads_first);
   Buffer scores(std::size_t{kSeqs} * kHeadsKv * kPagesPerSeq * sizeof(float));
   Buffer token_scores(std::size_t{kSeqs} * kHeadsQ * kTokens * sizeof(float));
   // Every page, and an ascending random quarter for each sequence and head.
@@ -267,8 +275,9 @@ int main(int argc, char** argv) {
   const twilight::ExactScoresParams exact{all_seqs, query, kv, scale, token_scores.as<float>(),
                                           kTokens};
 
-  std::printf("Hq %d Hkv %d D %d P %d, %d x %d tokens, shuffled pages, isa %s, %d repeats\n",
-              kHeadsQ, kHeadsKv, kDim, kPage, kSeqs, kTokens, isa.c_str(), repeats);
+  std::printf("Hq %d Hkv %d D %d P %d, %d x %d tokens, layout %s, isa %s, %d repeats\n", kHeadsQ,
+              kHeadsKv, kDim, kPage, kSeqs, kTokens, heads_first ? "heads" : "pages", isa.c_str(),
+              repeats);
   for (const int threads : {1, 2}) {
     ThreadPool pool(threads);
     const auto backend = twilight::make_cpu_backend(pool, isa);

@@ -1,14 +1,14 @@
 // Selection and pruning beside the stages they follow.
 //
-//   select_bench [isa [repeats]]
+//   select_bench [isa [repeats [layout]]]
 //
 // Hq 32, Hkv 8, D 128, P 16, sequences of 32,768 tokens, each sequence and head in memory of its
-// own, physical pages shuffled. First the ops alone on 64 units, one thread: microseconds a unit of
-// processor time (so that other load on the machine, which takes turns, does not count), and what
-// share that is of the time to read what the stage before reads, at the plain read bandwidth of the
-// same run: 512 B a page for scores, 68 B a candidate token for estimates. Then the fused op
-// against its four parts for batches of 1 and 8: median processor time of a thread, and the best
-// wall time of the fused op.
+// own; layouts `heads` (default) and `pages` as in index_bench. First the ops alone on 64 units,
+// one thread: microseconds a unit of processor time (so that other load on the machine, which takes
+// turns, does not count), and what share that is of the time to read what the stage before reads,
+// at the plain read bandwidth of the same run: 512 B a page for scores, 68 B a candidate token for
+// estimates. Then the fused op against its four parts for batches of 1 and 8: median processor time
+// of a thread, and the best wall time of the fused op.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -119,6 +119,7 @@ void print(const char* name, const Times& t, double bound, const char* more) {
 int main(int argc, char** argv) {
   const std::string isa = argc > 1 ? argv[1] : "auto";
   const int repeats = argc > 2 ? std::atoi(argv[2]) : 15;
+  const bool heads_first = argc <= 3 || std::strcmp(argv[3], "pages") != 0;
   std::mt19937_64 random(1);
 
   PagedKvView kv;
@@ -127,7 +128,8 @@ int main(int argc, char** argv) {
   kv.head_dim = kDim;
   kv.page_size = kPage;
   Buffer keys(static_cast<std::size_t>(kPages * kHeadsKv * kPage * kDim * 2));
-  kv.k = {keys.data(), std::int64_t{kHeadsKv} * kPage * kDim, kPage * kDim, kDim};
+  kv.k = {keys.data(), kPage * kDim, kPages * kPage * kDim, kDim};
+  if (!heads_first) kv.k = {keys.data(), std::int64_t{kHeadsKv} * kPage * kDim, kPage * kDim, kDim};
   kv.v = kv.k;
   auto* element = keys.as<std::uint16_t>();
   for (std::size_t i = 0; i < keys.size() / 2; i += 4) {
@@ -138,7 +140,7 @@ int main(int argc, char** argv) {
   }
   std::vector<std::int32_t> table(kPages);
   std::iota(table.begin(), table.end(), 0);
-  std::shuffle(table.begin(), table.end(), random);
+  if (!heads_first) std::shuffle(table.begin(), table.end(), random);
   const std::vector<std::int32_t> lengths(kSeqs, kTokens);
   kv.block_table = table.data();
   kv.block_table_stride = kPagesPerSeq;
@@ -151,21 +153,24 @@ int main(int argc, char** argv) {
     for (int i = 0; i < 160; ++i) {
       const auto token = static_cast<std::int64_t>(random() % kTokens);
       std::int64_t at = table[static_cast<std::size_t>(seq * kPagesPerSeq + token / kPage)];
-      at = (at * kHeadsKv + row % kHeadsQ / kGroup) * kPage + token % kPage;
+      at = at * kv.k.page_stride + row % kHeadsQ / kGroup * kv.k.head_stride + token % kPage * kDim;
       for (std::int64_t d = 0; d < kDim; ++d) {
-        element[at * kDim + d] = f32_to_bf16(1.8F * q[static_cast<std::size_t>(row * kDim + d)]);
+        element[at + d] = f32_to_bf16(1.8F * q[static_cast<std::size_t>(row * kDim + d)]);
       }
     }
   }
 
   KeyIndexView index;
   index.format = {SummaryKind::kQuestBf16, 4};
-  index.summary_head_stride = summary_record_bytes(index.format.summary, kDim);
-  index.summary_page_stride = index.summary_head_stride * kHeadsKv;
-  index.estimate_head_stride = estimate_record_bytes(4, kPage, kDim);
-  index.estimate_page_stride = index.estimate_head_stride * kHeadsKv;
-  Buffer summaries(static_cast<std::size_t>(index.summary_page_stride * kPages));
-  Buffer codes(static_cast<std::size_t>(index.estimate_page_stride * kPages));
+  const auto lay_out = [&](std::int64_t record, std::int64_t& page, std::int64_t& head) {
+    page = heads_first ? record : record * kHeadsKv;
+    head = heads_first ? record * kPages : record;
+    return Buffer(static_cast<std::size_t>(record * kHeadsKv * kPages));
+  };
+  Buffer summaries = lay_out(summary_record_bytes(index.format.summary, kDim),
+                             index.summary_page_stride, index.summary_head_stride);
+  Buffer codes = lay_out(estimate_record_bytes(4, kPage, kDim), index.estimate_page_stride,
+                         index.estimate_head_stride);
   index.summaries = summaries.data();
   index.estimates = codes.data();
 

@@ -246,26 +246,12 @@ HWY_INLINE Survey survey(const std::int32_t* keys, std::int64_t size) {
 
 constexpr std::int64_t kSample = 256;
 
-// Every `step`-th entry of a row, those in [lo, hi]. Returns how many.
-HWY_INLINE std::int64_t sample_row(const std::int32_t* row, std::int64_t entries, std::int32_t lo,
-                                   std::int32_t hi, std::int32_t* sample) {
-  const std::int64_t step = (entries + kSample - 1) / kSample;
-  std::int64_t size = 0;
-  for (std::int64_t i = 0; i < entries; i += step) {
-    sample[size] = row[i];
-    size += row[i] >= lo && row[i] <= hi ? 1 : 0;
-  }
-  hn::StoreU(hn::Set(TagI(), kLowestKey), TagI(), sample + size);
-  return size;
-}
-
-// Where the threshold should lie, judged from every `step`-th of the keys, which are all keys in
-// the bracket or (`partial`) some of them. `mass` is that of the whole bracket. Ends that the keys
-// do not tell are left alone. A wrong guess costs a pass, never the answer.
+// Where the threshold should lie, judged from every `step`-th of the keys in the bracket. `mass` is
+// that of the whole bracket. Ends that the keys do not tell are left alone. A wrong guess costs a
+// pass, never the answer.
 template <bool kMass>
-HWY_INLINE void guess_bracket(const std::int32_t* keys, std::int64_t size, bool partial,
-                              const Survey& range, double mass, double missing, std::int32_t* lo,
-                              std::int32_t* hi) {
+HWY_INLINE void guess_bracket(const std::int32_t* keys, std::int64_t size, const Survey& range,
+                              double mass, double missing, std::int32_t* lo, std::int32_t* hi) {
   const std::int64_t step = (size + kSample - 1) / kSample;
   const std::int64_t sampled = (size + step - 1) / step;
   alignas(64) std::int32_t levels[kLevels];
@@ -278,7 +264,7 @@ HWY_INLINE void guess_bracket(const std::int32_t* keys, std::int64_t size, bool 
   measure_levels<kMass>(keys, size, step, levels, measured);
   const double scale = mass / measured[0];
   double margin = kMass ? 1e-5 * mass : 0.0;
-  if (step > 1 || partial) {
+  if (step > 1) {
     // Two standard deviations of the sampled share; unequal weights (within a few octaves, mostly)
     // make a sample worth 2.5 times fewer equal ones.
     const double share = std::clamp(missing / mass, 0.0, 1.0);
@@ -296,17 +282,14 @@ HWY_INLINE void guess_bracket(const std::int32_t* keys, std::int64_t size, bool 
   }
 }
 
-// The top set of a row of whole vectors. On entry the threshold is in [lo, hi] and `above` tells of
-// the keys > hi. `keys` has room for the row; `size` >= 0 says that it already holds the row's keys
-// in [lo, hi], closed by kLowestKey. Otherwise `inside` is their mass or count, roughly.
+// The top set of a row of whole vectors. On entry the threshold is in [lo, hi], `above` tells of
+// the keys > hi, and `keys`, which has room for the row, holds the row's keys in [lo, hi], `size`
+// of them, closed by kLowestKey.
 template <bool kMass>
 TopSet find_top_set(const std::int32_t* row, std::int64_t entries, std::int32_t lo, std::int32_t hi,
-                    Tally above, double target, std::int32_t* keys, std::int64_t size,
-                    double inside_mass = 0) {
+                    Tally above, double target, std::int32_t* keys, std::int64_t size) {
   // Guesses shrink the bracket about fivefold; halving it, after many, bounds the worst case.
   constexpr int kMaxGuesses = 12;
-  // So few sampled keys say little.
-  constexpr std::int64_t kLeastSample = 64;
   const auto measure_of = [](const Tally& t) {
     return kMass ? t.mass : static_cast<double>(t.count);
   };
@@ -314,36 +297,20 @@ TopSet find_top_set(const std::int32_t* row, std::int64_t entries, std::int32_t 
     std::int32_t from = lo;
     std::int32_t to = hi;
     const double missing = target - measure_of(above);
-    const bool in_row = size < 0;
-    if (in_row) {
-      const std::int64_t sampled = sample_row(row, entries, lo, hi, keys);
-      if (sampled >= kLeastSample) {
-        const Survey range = survey<kMass>(keys, sampled);
-        if (range.least < range.most) {
-          guess_bracket<kMass>(keys, sampled, true, range, inside_mass, missing, &from, &to);
-        }
-      }
-      if (from == lo && to == hi) {
-        size = narrow_to<kMass>(row, entries, lo, hi, keys);
-        continue;
-      }
-    } else {
-      if (size <= kExactSize && size > 0) return finish_exactly<kMass>(keys, size, above, target);
-      if (size == 0) return {lo, above.count, above.count};
-      const Survey all = survey<kMass>(keys, size);
-      from = lo = all.least;
-      to = hi = all.most;
-      if (lo == hi) return {lo, above.count, above.count + size};
-      if (round < kMaxGuesses) {
-        guess_bracket<kMass>(keys, size, false, all, all.mass, missing, &from, &to);
-      }
-      if (from == lo && to == hi) {
-        from = static_cast<std::int32_t>(lo + (std::int64_t{hi} - lo) / 2 + 1);
-      }
+    if (size <= kExactSize && size > 0) return finish_exactly<kMass>(keys, size, above, target);
+    if (size == 0) return {lo, above.count, above.count};
+    const Survey all = survey<kMass>(keys, size);
+    from = lo = all.least;
+    to = hi = all.most;
+    if (lo == hi) return {lo, above.count, above.count + size};
+    if (round < kMaxGuesses) {
+      guess_bracket<kMass>(keys, size, all, all.mass, missing, &from, &to);
+    }
+    if (from == lo && to == hi) {
+      from = static_cast<std::int32_t>(lo + (std::int64_t{hi} - lo) / 2 + 1);
     }
     Tally over;
-    size =
-        narrow_to<kMass>(in_row ? row : keys, in_row ? entries : size, from, to, keys, hi, &over);
+    size = narrow_to<kMass>(keys, size, from, to, keys, hi, &over);
     const Tally inside{kMass ? mass_of(keys, size) : 0.0, size};
     if (to < hi && measure_of(over) >= missing) {
       lo = to + 1;
