@@ -1,7 +1,7 @@
 // What: matrix-vector products of decode, RMSNorm, rotary embedding, SiLU gate.
 // Mapping: one call per range of output rows, rows, tokens or elements.
 // Bound: the product by reading the weights once from memory (2 FMA per bf16 weight and row); the
-// rest is small. Numerics: weights widen exactly to f32, products and sums in f32 over kUnroll *
+// rest is small. Numerics: weights widen exactly to f32, products and sums in f32 over 4 *
 // lanes partial sums. Test: tests/parity/model_parity_test.cc
 #include <hwy/contrib/math/math-inl.h>
 
@@ -51,62 +51,55 @@ inline float load_weight(const std::byte* at) {
   }
 }
 
-// kRows weight rows against kInputs inputs: kRows * kInputs vector accumulators.
-template <DType kDtype, int kRows, int kInputs>
-HWY_INLINE void dot_block(const LinearParams& p, std::int64_t row, std::int32_t input) {
+// One weight row against kInputs inputs. A row is read front to back, so the weights are one stream
+// of memory: four rows side by side ran at half the bandwidth. An input's sum does not depend on
+// kInputs.
+template <DType kDtype, int kInputs>
+HWY_INLINE void dot_row(const LinearParams& p, std::int64_t row, std::int32_t input) {
+  constexpr int kUnroll = 4;
   constexpr std::int64_t kBytes = dtype_bytes(kDtype);
   const DF df;
   const std::int64_t cols = p.weight.cols;
   const std::byte* weights = p.weight.data + row * cols * kBytes;
   const float* x = p.x + input * p.x_stride;
-  VF sums[kRows][kInputs];
-  for (int r = 0; r < kRows; ++r) {
-    for (int m = 0; m < kInputs; ++m) sums[r][m] = hn::Zero(df);
+  VF sums[kInputs][kUnroll];
+  for (int m = 0; m < kInputs; ++m) {
+    for (int u = 0; u < kUnroll; ++u) sums[m][u] = hn::Zero(df);
   }
   std::int64_t col = 0;
-  for (; col + kLanes <= cols; col += kLanes) {
-    VF in[kInputs];
-    for (int m = 0; m < kInputs; ++m) in[m] = hn::LoadU(df, x + m * p.x_stride + col);
-    for (int r = 0; r < kRows; ++r) {
-      const VF w = load_weights<kDtype>(weights + (r * cols + col) * kBytes);
-      for (int m = 0; m < kInputs; ++m) sums[r][m] = hn::MulAdd(w, in[m], sums[r][m]);
+  for (; col + kUnroll * kLanes <= cols; col += kUnroll * kLanes) {
+    for (int u = 0; u < kUnroll; ++u) {
+      const std::int64_t at = col + u * kLanes;
+      const VF w = load_weights<kDtype>(weights + at * kBytes);
+      for (int m = 0; m < kInputs; ++m) {
+        sums[m][u] = hn::MulAdd(w, hn::LoadU(df, x + m * p.x_stride + at), sums[m][u]);
+      }
     }
   }
-  for (int r = 0; r < kRows; ++r) {
+  for (; col + kLanes <= cols; col += kLanes) {
+    const VF w = load_weights<kDtype>(weights + col * kBytes);
     for (int m = 0; m < kInputs; ++m) {
-      float sum = hn::GetLane(hn::SumOfLanes(df, sums[r][m]));
-      for (std::int64_t c = col; c < cols; ++c) {
-        sum += load_weight<kDtype>(weights + (r * cols + c) * kBytes) * x[m * p.x_stride + c];
-      }
-      if (p.bias != nullptr) sum += p.bias[row + r];
-      float& y = p.y[(input + m) * p.y_stride + row + r];
-      y = p.accumulate ? y + sum : sum;
+      sums[m][0] = hn::MulAdd(w, hn::LoadU(df, x + m * p.x_stride + col), sums[m][0]);
     }
+  }
+  for (int m = 0; m < kInputs; ++m) {
+    const VF all = hn::Add(hn::Add(sums[m][0], sums[m][1]), hn::Add(sums[m][2], sums[m][3]));
+    float sum = hn::GetLane(hn::SumOfLanes(df, all));
+    for (std::int64_t c = col; c < cols; ++c) {
+      sum += load_weight<kDtype>(weights + c * kBytes) * x[m * p.x_stride + c];
+    }
+    if (p.bias != nullptr) sum += p.bias[row];
+    float& y = p.y[(input + m) * p.y_stride + row];
+    y = p.accumulate ? y + sum : sum;
   }
 }
 
 template <DType kDtype>
 void matvec_of(const LinearParams& p, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t row = begin; row < end;) {
-    const bool four = row + 4 <= end;
+  for (std::int64_t row = begin; row < end; ++row) {
     std::int32_t input = 0;
-    // 4 x 4 accumulators fit the registers of every target but leave AVX2 short; 4 x 2 is as fast
-    // there.
-    for (; input + 2 <= p.num_rows; input += 2) {
-      if (four) {
-        dot_block<kDtype, 4, 2>(p, row, input);
-      } else {
-        dot_block<kDtype, 1, 2>(p, row, input);
-      }
-    }
-    if (input < p.num_rows) {
-      if (four) {
-        dot_block<kDtype, 4, 1>(p, row, input);
-      } else {
-        dot_block<kDtype, 1, 1>(p, row, input);
-      }
-    }
-    row += four ? 4 : 1;
+    for (; input + 2 <= p.num_rows; input += 2) dot_row<kDtype, 2>(p, row, input);
+    if (input < p.num_rows) dot_row<kDtype, 1>(p, row, input);
   }
 }
 
