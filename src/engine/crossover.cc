@@ -15,10 +15,14 @@ namespace {
 
 // Sparse must win by this much before it is used: budgets of real text vary around the synthetic
 // ones.
-constexpr double kMargin = 0.9;
+constexpr double kMargin = 0.85;
 constexpr std::int32_t kSmallest = 256;
 constexpr std::int32_t kLargest = 16384;
 constexpr int kRepeats = 7;
+// One token in 32 is heavy for one head of each group and outweighs the rest by e^12, so that
+// nearly all mass lies on such tokens: a head keeps about 1 % of N at G = 4, a group 3 %.
+constexpr std::size_t kHeavyEvery = 32;
+constexpr float kHeavyLogit = 12;
 
 // Deterministic values in [-1, 1), sum of two uniforms: close enough to normal for timing.
 float noise(std::uint64_t i) {
@@ -63,17 +67,12 @@ class Trial {
         const std::size_t at = t * static_cast<std::size_t>(row) + static_cast<std::size_t>(i);
         keys[at] = noise(static_cast<std::uint64_t>(first) * 1000003 + at);
       }
-      // One token in 64 points along one of the heads of each group.
-      if ((static_cast<std::size_t>(first) + t) % 64 == 7) {
-        for (std::int32_t h = 0; h < shape_.num_kv_heads; ++h) {
-          const std::size_t head =
-              static_cast<std::size_t>(h * group) + t / 64 % static_cast<std::size_t>(group);
-          for (std::int32_t d = 0; d < shape_.head_dim; ++d) {
-            keys[t * static_cast<std::size_t>(row) +
-                 static_cast<std::size_t>(h * shape_.head_dim + d)] +=
-                q_[head * static_cast<std::size_t>(shape_.head_dim) + static_cast<std::size_t>(d)];
-          }
-        }
+      const std::size_t token = static_cast<std::size_t>(first) + t;
+      if (token % kHeavyEvery != kHeavyEvery / 2) continue;
+      for (std::int32_t h = 0; h < shape_.num_kv_heads; ++h) {
+        const auto head = static_cast<std::int64_t>(token / kHeavyEvery) % group + h * group;
+        add_heavy(q_.data() + head * shape_.head_dim,
+                  keys.data() + static_cast<std::int64_t>(t) * row + h * shape_.head_dim);
       }
     }
     PagedKvView kv = view();
@@ -96,6 +95,14 @@ class Trial {
   }
 
  private:
+  // Moves a key along a query until their score is kHeavyLogit higher.
+  void add_heavy(const float* q, float* key) const {
+    float norm = 0;
+    for (std::int32_t d = 0; d < shape_.head_dim; ++d) norm += q[d] * q[d];
+    const float step = kHeavyLogit * std::sqrt(static_cast<float>(shape_.head_dim)) / norm;
+    for (std::int32_t d = 0; d < shape_.head_dim; ++d) key[d] += step * q[d];
+  }
+
   [[nodiscard]] PagedKvView view() const {
     PagedKvView kv = storage_.view(0);
     tables_.apply(kv);
