@@ -14,30 +14,10 @@
 
 #include "core/float16.h"
 #include "core/thread_pool.h"
+#include "support/elements.h"
 
 namespace twilight::cpu {
 namespace {
-
-float round_to(float value, DType dtype) {
-  switch (dtype) {
-    case DType::kBf16:
-      return bf16_to_f32(f32_to_bf16(value));
-    case DType::kF16:
-      return f16_to_f32(f32_to_f16(value));
-    case DType::kF32:
-      break;
-  }
-  return value;
-}
-
-void store(std::byte* to, DType dtype, float value) {
-  const std::uint16_t half = dtype == DType::kBf16 ? f32_to_bf16(value) : f32_to_f16(value);
-  if (dtype == DType::kF32) {
-    std::memcpy(to, &value, 4);
-  } else {
-    std::memcpy(to, &half, 2);
-  }
-}
 
 struct Case {
   std::int32_t m;
@@ -73,7 +53,7 @@ struct Problem {
     stored.resize(w.size() * static_cast<std::size_t>(bytes) + static_cast<std::size_t>(c.offset));
     for (std::size_t i = 0; i < w.size(); ++i) {
       w[i] = round_to(normal(random), c.dtype);
-      store(stored.data() + c.offset + static_cast<std::int64_t>(i) * bytes, c.dtype, w[i]);
+      store_element(stored.data() + c.offset + static_cast<std::int64_t>(i) * bytes, c.dtype, w[i]);
     }
     bias.resize(static_cast<std::size_t>(c.n));
     for (float& b : bias) b = normal(random);

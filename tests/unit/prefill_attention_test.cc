@@ -13,33 +13,13 @@
 
 #include "core/float16.h"
 #include "core/thread_pool.h"
+#include "support/elements.h"
 #include "twilight/error.h"
 
 namespace twilight::cpu {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-float round_to(float value, DType dtype) {
-  switch (dtype) {
-    case DType::kBf16:
-      return bf16_to_f32(f32_to_bf16(value));
-    case DType::kF16:
-      return f16_to_f32(f32_to_f16(value));
-    case DType::kF32:
-      break;
-  }
-  return value;
-}
-
-void store(std::byte* to, DType dtype, float value) {
-  const std::uint16_t half = dtype == DType::kBf16 ? f32_to_bf16(value) : f32_to_f16(value);
-  if (dtype == DType::kF32) {
-    std::memcpy(to, &value, 4);
-  } else {
-    std::memcpy(to, &half, 2);
-  }
-}
 
 struct Case {
   int tokens, start, page_size, head_dim, group, kv_heads;
@@ -82,7 +62,8 @@ struct Problem {
     const std::int64_t elements = (pages + 2) * page_stride;
     for (auto* pool : {&k_pool, &v_pool}) {
       pool->resize(static_cast<std::size_t>(elements * bytes));
-      for (std::int64_t i = 0; i < elements; ++i) store(pool->data() + i * bytes, c.dtype, kNan);
+      for (std::int64_t i = 0; i < elements; ++i)
+        store_element(pool->data() + i * bytes, c.dtype, kNan);
     }
     k.resize(static_cast<std::size_t>(n) * c.kv_heads * c.head_dim);
     v.resize(k.size());
@@ -95,8 +76,8 @@ struct Problem {
           const std::int64_t element =
               table[static_cast<std::size_t>(t / c.page_size)] * page_stride + h * head_stride +
               t % c.page_size * token_stride + d;
-          store(k_pool.data() + element * bytes, c.dtype, k[at]);
-          store(v_pool.data() + element * bytes, c.dtype, v[at]);
+          store_element(k_pool.data() + element * bytes, c.dtype, k[at]);
+          store_element(v_pool.data() + element * bytes, c.dtype, v[at]);
         }
       }
     }
@@ -297,7 +278,7 @@ TEST(PrefillAttention, ScratchOfALargerCallDoesNotLeakIntoASmaller) {
   PrefillAttention fresh(pool, parse_isa("auto"));
   Problem large({300, 700, 16, 128, 4, 2, DType::kF32, 3.0F});
   for (std::size_t i = 0; i < large.v_pool.size(); i += 4) {
-    store(large.v_pool.data() + i, DType::kF32, 1e30F);
+    store_element(large.v_pool.data() + i, DType::kF32, 1e30F);
   }
   (void)large.run(used, false);
   (void)large.run(used, true);
