@@ -119,6 +119,21 @@ void prune_top_p(const PruneParams& params, bool estimates_needed) {
   check.pointer("head_mass", params.head_mass);
 }
 
+// What dense and sparse attention share; false where there is no sequence and nothing more
+// to check.
+template <typename Params>
+bool check_attention(const FieldChecks& check, const Params& params) {
+  check.shape(params.kv);
+  check.subset(params.seqs, params.kv);
+  if (params.seqs.count == 0) return false;
+  check.k(params.kv);
+  check.v(params.kv);
+  check.table(params.seqs, params.kv);
+  check.query(params.q, params.kv);
+  check.scale(params.scale);
+  return true;
+}
+
 }  // namespace
 
 void validate(const char* op, const Workspace& workspace) {
@@ -201,27 +216,13 @@ void validate(const SelectAndPruneParams& params) {
 
 void validate(const AttendDenseParams& params) {
   const FieldChecks check{"attend_dense"};
-  check.shape(params.kv);
-  check.subset(params.seqs, params.kv);
-  if (params.seqs.count == 0) return;
-  check.k(params.kv);
-  check.v(params.kv);
-  check.table(params.seqs, params.kv);
-  check.query(params.q, params.kv);
-  check.scale(params.scale);
+  if (!check_attention(check, params)) return;
   check.output(params.out, params.out_seq_stride, params.q, params.kv);
 }
 
 void validate(const AttendSparseParams& params) {
   const FieldChecks check{"attend_sparse"};
-  check.shape(params.kv);
-  check.subset(params.seqs, params.kv);
-  if (params.seqs.count == 0) return;
-  check.k(params.kv);
-  check.v(params.kv);
-  check.table(params.seqs, params.kv);
-  check.query(params.q, params.kv);
-  check.scale(params.scale);
+  if (!check_attention(check, params)) return;
   check.pointer("kept", params.kept);
   check.pointer("kept_counts", params.kept_counts);
   check.at_least("kept_stride", params.kept_stride, 0);
