@@ -179,7 +179,7 @@ struct Index {
                         view.summary_page_stride, view.summary_head_stride);
     view.summaries = summaries.data();
     if (format.key_bits == 0) return;
-    estimates = lay_out(twilight::estimate_record_bytes(format.key_bits, kPage, kDim),
+    estimates = lay_out(twilight::estimate_record_bytes(format, kPage, kDim),
                         view.estimate_page_stride, view.estimate_head_stride);
     view.estimates = estimates.data();
   }

@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
   }
 
   KeyIndexView index;
-  index.format = {SummaryKind::kQuestBf16, 4};
+  index.format = {.summary = SummaryKind::kQuestBf16, .key_bits = 4};
   const auto lay_out = [&](std::int64_t record, std::int64_t& page, std::int64_t& head) {
     page = heads_first ? record : record * kHeadsKv;
     head = heads_first ? record * kPages : record;
@@ -169,8 +169,8 @@ int main(int argc, char** argv) {
   };
   Buffer summaries = lay_out(summary_record_bytes(index.format.summary, kDim),
                              index.summary_page_stride, index.summary_head_stride);
-  Buffer codes = lay_out(estimate_record_bytes(4, kPage, kDim), index.estimate_page_stride,
-                         index.estimate_head_stride);
+  Buffer codes = lay_out(estimate_record_bytes(index.format, kPage, kDim),
+                         index.estimate_page_stride, index.estimate_head_stride);
   index.summaries = summaries.data();
   index.estimates = codes.data();
 

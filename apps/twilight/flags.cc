@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <map>
 
 #include "progress.h"
 #include "twilight/error.h"
@@ -23,7 +24,8 @@ void CommonFlags::add(CLI::App& command) {
 void AttentionFlags::add(CLI::App& command) {
   const std::string group = "Attention";
   command
-      .add_option("--attention", attention, "Preset: dense, paper, paper-full, quest:K, streaming")
+      .add_option("--attention", attention,
+                  "Preset: dense, adaptive, paper, paper-full, quest:K, streaming")
       ->capture_default_str()
       ->group(group);
   command.add_option("--attn-p", p, "Attention mass to keep, above 0 to 1")->group(group);
@@ -44,7 +46,25 @@ void AttentionFlags::add(CLI::App& command) {
       .add_option("--dense-below", dense_below,
                   "Contexts up to this many tokens stay dense; auto measures it on this machine")
       ->group(group);
-  command.add_option("--key-bits", key_bits, "Bits of key estimates: 4, 8, or 16 for exact keys")
+  command
+      .add_option("--selector", selector,
+                  "Candidate pages: full, quest, centroid, sub_centroid, streaming, oracle")
+      ->group(group);
+  command
+      .add_option("--candidate-mass", candidate_mass,
+                  "Stop taking candidates at this estimated mass, below 1; 0: the whole budget")
+      ->group(group);
+  command
+      .add_option("--criterion", criterion,
+                  "per_head (top-p a head, union) or group_mean (top-p of the group's mean)")
+      ->group(group);
+  command
+      .add_option("--tail", tail, "on / off: dropped candidates count by their page's mean value")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, bool>{{"on", true}, {"off", false}}))
+      ->group(group);
+  command
+      .add_option("--key-bits", key_bits, "Bits of key estimates: 2, 4, 8, or 16 for exact keys")
       ->group(group);
   command.add_option("--summary-bits", summary_bits, "Bits of page summaries: 16 or 4")
       ->group(group);
@@ -75,6 +95,10 @@ SparsePolicy AttentionFlags::policy(const std::string& preset) const {
   if (sinks) policy.sink_tokens = *sinks;
   if (recent) policy.recent_pages = *recent;
   if (dense_layers) policy.dense_layers = *dense_layers;
+  if (selector && !policy.is_dense()) policy.selector = *selector;
+  if (candidate_mass) policy.candidate_mass = *candidate_mass;
+  if (criterion) policy.criterion = *criterion;
+  if (tail) policy.tail = *tail;
   if (key_bits) policy.key_bits = *key_bits;
   if (summary_bits) policy.summary_bits = *summary_bits;
   if (dense_below && *dense_below != "auto") {
@@ -88,7 +112,10 @@ SparsePolicy AttentionFlags::policy(const std::string& preset) const {
     policy.dense_below_tokens = tokens;
   }
   SparsePolicy checked = policy;
-  if (checked.is_dense()) checked.selector = "full";  // so a bad --attn-p is refused there too
+  if (checked.is_dense()) {  // so a bad --attn-p is refused there too
+    checked.selector = selector && *selector != "dense" ? *selector : "full";
+    if (!tail) checked.tail = false;
+  }
   validate_policy(checked);
   return policy;
 }

@@ -27,6 +27,9 @@ struct AttentionFlags {
   std::optional<double> candidates;
   std::optional<std::int32_t> min_candidates, max_candidates, min_tokens;
   std::optional<std::int32_t> sinks, recent, dense_layers, key_bits, summary_bits;
+  std::optional<std::string> selector, criterion;
+  std::optional<double> candidate_mass;
+  std::optional<bool> tail;
   std::optional<std::string> dense_below;
   std::int32_t page_size = 16;
 

@@ -9,16 +9,19 @@ nlohmann::ordered_json policy_json(const SparsePolicy& policy) {
   out["name"] = policy.name;
   if (policy.is_dense()) return out;
   out["selector"] = policy.selector;
-  if (policy.selector == "quest" || policy.selector == "oracle") {
+  if (policy.selector != "full" && policy.selector != "streaming") {
     out["candidate_fraction"] = policy.candidate_fraction;
     out["min_candidates"] = policy.min_candidates;
     out["max_candidates"] = policy.max_candidates;
   }
   if (policy.selector == "quest") out["summary_bits"] = policy.summary_bits;
+  if (policy.candidate_mass > 0) out["candidate_mass"] = policy.candidate_mass;
   out["prune"] = policy.prune;
   if (policy.prune) {
     out["p"] = policy.p;
     if (!policy.layer_p.empty()) out["layer_p"] = policy.layer_p;
+    out["criterion"] = policy.criterion;
+    out["tail"] = policy.tail;
     out["key_bits"] = policy.key_bits;
     out["min_tokens"] = policy.min_tokens;
   }

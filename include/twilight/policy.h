@@ -17,8 +17,9 @@ struct SparsePolicy {
   std::string name = "dense";
 
   /// "dense" reads everything and ignores the rest. Otherwise a selector scores pages and yields
-  /// candidates: "full" (every page), "quest" (min / max bounds), "streaming" (sinks and recent
-  /// pages alone), "oracle" (true weights, reads every key: for tests and studies).
+  /// candidates: "full" (every page), "quest" (min / max bounds), "centroid" (mean and most deviant
+  /// key), "sub_centroid" (means of quarter pages), "streaming" (sinks and recent pages alone),
+  /// "oracle" (true weights, reads every key: for tests and studies).
   std::string selector = "dense";
 
   /// Candidate budget in tokens: clamp(ceil(candidate_fraction * N), min_candidates,
@@ -26,10 +27,19 @@ struct SparsePolicy {
   double candidate_fraction = 0.25;
   std::int32_t min_candidates = 1024;
   std::int32_t max_candidates = 8192;
+  /// Stop taking candidate pages once they hold this estimated share of the attention mass, in
+  /// [0, 1); the budget above stays the cap and min_candidates the floor. 0: always the whole
+  /// budget. Only for "centroid" and "sub_centroid", whose scores are masses.
+  double candidate_mass = 0;
 
-  /// Whether candidates are pruned to their top-p set (per query head, union over the group) or all
-  /// kept.
+  /// Whether candidates are pruned to their top-p set or all kept.
   bool prune = true;
+  /// "per_head": the top-p set of each query head, union over the KV head's group. "group_mean":
+  /// the top-p set of the group's mean weights.
+  std::string criterion = "per_head";
+  /// Whether the candidates that pruning drops still count, as their page's mean value times their
+  /// estimated mass.
+  bool tail = false;
   /// Attention mass to keep among the candidates, in (0, 1].
   float p = 0.95F;
   /// p of single layers; empty, or one value a layer of the model (values in (0, 1]).
@@ -37,7 +47,7 @@ struct SparsePolicy {
   /// Fewest tokens a query head keeps, forced ones included, 0 or more.
   std::int32_t min_tokens = 64;
 
-  /// Bits of the key estimates: 4, 8, or 16 for the exact keys themselves.
+  /// Bits of the key estimates: 2 (rotated, centred on the page), 4, 8, or 16 for the exact keys.
   std::int32_t key_bits = 4;
   /// Bits of Quest summaries: 16 (bf16) or 4.
   std::int32_t summary_bits = 16;

@@ -38,7 +38,10 @@ IndexFormat read_format(const twl_index_view& view, const char* where) {
           ", accepted what twl_index_view_init sets");
   require(view.key_bits == 0 || view.key_bits == 4 || view.key_bits == 8, where,
           "index.key_bits, got ", view.key_bits, ", accepted what twl_index_view_init sets");
-  return {static_cast<SummaryKind>(view.summary), view.key_bits};
+  IndexFormat format;
+  format.summary = static_cast<SummaryKind>(view.summary);
+  format.key_bits = view.key_bits;
+  return format;
 }
 
 }  // namespace
@@ -256,10 +259,7 @@ twl_status twl_index_sizes(const twl_policy* policy, int32_t page_size, int32_t 
       return twilight::align_up(static_cast<std::size_t>(bytes), 16);
     };
     *summary_bytes = stride(twilight::summary_record_bytes(format.summary, head_dim));
-    *estimate_bytes =
-        format.key_bits == 0
-            ? 0
-            : stride(twilight::estimate_record_bytes(format.key_bits, page_size, head_dim));
+    *estimate_bytes = stride(twilight::estimate_record_bytes(format, page_size, head_dim));
   });
 }
 

@@ -70,6 +70,7 @@ void KvCache::set_index(const SparsePolicy& policy) {
   if (covers(have, need)) return;
   if (need.summary == SummaryKind::kNone) need.summary = have.summary;
   if (need.key_bits == 0) need.key_bits = have.key_bits;
+  if (need.value_bits == 0) need.value_bits = have.value_bits;
   impl_->storage.set_index_format(need);
 
   // Open pages get a record too; it means nothing and is overwritten when they are sealed.

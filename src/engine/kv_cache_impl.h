@@ -30,7 +30,9 @@ struct KvCache::Impl {
 /// Whether an index in format `have` serves a policy that needs `need`.
 [[nodiscard]] inline bool covers(const IndexFormat& have, const IndexFormat& need) {
   return (need.summary == SummaryKind::kNone || need.summary == have.summary) &&
-         (need.key_bits == 0 || need.key_bits == have.key_bits);
+         (need.key_bits == 0 ||
+          (need.key_bits == have.key_bits && need.own_centre() == have.own_centre())) &&
+         (need.value_bits == 0 || need.value_bits == have.value_bits) && need.layout == have.layout;
 }
 
 }  // namespace twilight

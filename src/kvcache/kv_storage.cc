@@ -21,16 +21,23 @@ std::int64_t summary_stride(const KvStorageOptions& options) {
 }
 
 std::int64_t estimate_stride(const KvStorageOptions& options) {
-  if (options.index.key_bits == 0) return 0;
-  return record_stride(
-      estimate_record_bytes(options.index.key_bits, options.page_size, options.head_dim));
+  return record_stride(estimate_record_bytes(options.index, options.page_size, options.head_dim));
+}
+
+std::int64_t value_stride(const KvStorageOptions& options) {
+  return options.index.value_bits == 0 ? 0 : record_stride(nibble_bytes(options.head_dim));
+}
+
+std::int64_t params_stride(const KvStorageOptions& options) {
+  return options.index.has_params() ? static_cast<std::int64_t>(sizeof(PageParams)) : 0;
 }
 
 }  // namespace
 
 std::int64_t KvStorageOptions::bytes_per_page() const {
   return num_layers *
-         (2 * plane_bytes(*this) + num_kv_heads * (summary_stride(*this) + estimate_stride(*this)));
+         (2 * plane_bytes(*this) + num_kv_heads * (summary_stride(*this) + estimate_stride(*this) +
+                                                   value_stride(*this) + params_stride(*this)));
 }
 
 KvStorage::KvStorage(const KvStorageOptions& options) : options_(options) {
@@ -42,8 +49,9 @@ KvStorage::KvStorage(const KvStorageOptions& options) : options_(options) {
   positive("head_dim", options.head_dim, 512);
   positive("page_size", options.page_size, 256);
   positive("num_pages", options.num_pages, std::numeric_limits<std::int32_t>::max() / 256);
-  require(options.index.key_bits == 0 || options.index.key_bits == 4 || options.index.key_bits == 8,
-          "kv_cache", "key_bits, got ", options.index.key_bits, ", accepted 0, 4, 8");
+  const std::int32_t bits = options.index.key_bits;
+  require(bits == 0 || bits == 2 || bits == 4 || bits == 8, "kv_cache", "key_bits, got ", bits,
+          ", accepted 0, 2, 4, 8");
   layers_.resize(static_cast<std::size_t>(options.num_layers));
   const auto bytes = static_cast<std::size_t>(plane_bytes(options) * options.num_pages);
   for (Layer& layer : layers_) {
@@ -61,6 +69,8 @@ void KvStorage::make_index_planes() {
   for (Layer& layer : layers_) {
     layer.summaries = pool(summary_stride(options_));
     layer.estimates = pool(estimate_stride(options_));
+    layer.value_means = pool(value_stride(options_));
+    layer.params = pool(params_stride(options_));
   }
 }
 
@@ -96,6 +106,12 @@ KeyIndexView KvStorage::index(std::int32_t layer) const {
   view.estimates = pools.estimates.data();
   view.estimate_page_stride = estimate_stride(options_);
   view.estimate_head_stride = view.estimate_page_stride * options_.num_pages;
+  view.value_means = pools.value_means.data();
+  view.value_page_stride = value_stride(options_);
+  view.value_head_stride = view.value_page_stride * options_.num_pages;
+  view.params = pools.params.data();
+  view.params_page_stride = params_stride(options_);
+  view.params_head_stride = view.params_page_stride * options_.num_pages;
   return view;
 }
 

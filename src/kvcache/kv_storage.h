@@ -44,7 +44,7 @@ class KvStorage {
   void make_index_planes();
 
   struct Layer {
-    Buffer k, v, summaries, estimates;
+    Buffer k, v, summaries, estimates, value_means, params;
   };
   KvStorageOptions options_;
   mutable std::vector<Layer> layers_;  // views hand out mutable bytes of const storage

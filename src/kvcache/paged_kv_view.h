@@ -30,6 +30,8 @@ struct PagedKvView {
   const std::int32_t* block_table = nullptr;  ///< [B, block_table_stride] physical page numbers
   std::int64_t block_table_stride = 0;
   const std::int32_t* seq_lens = nullptr;  ///< [B] N, tokens written so far
+  /// The same lengths in host memory, where `seq_lens` is not; null where it is.
+  const std::int32_t* host_seq_lens = nullptr;
 
   /// Address of slot 0 of (page, head); rows follow at token_stride elements.
   [[nodiscard]] std::byte* k_rows(std::int64_t page, std::int64_t head) const {
@@ -37,6 +39,10 @@ struct PagedKvView {
   }
   [[nodiscard]] std::byte* v_rows(std::int64_t page, std::int64_t head) const {
     return v.data + (page * v.page_stride + head * v.head_stride) * dtype_bytes(dtype);
+  }
+  /// N for decisions made on the host.
+  [[nodiscard]] std::int32_t host_len(std::int64_t seq) const {
+    return host_seq_lens != nullptr ? host_seq_lens[seq] : seq_lens[seq];
   }
   [[nodiscard]] std::int32_t page_of(std::int64_t seq, std::int64_t page_idx) const {
     return block_table[seq * block_table_stride + page_idx];

@@ -73,6 +73,17 @@ void Backend::do_select_and_prune(const SelectAndPruneParams& params, Workspace 
   do_prune_top_p(params.prune, workspace);
 }
 
+void Backend::sparse_step(const SparseStepParams& params, Workspace workspace) {
+  validate("sparse_step", workspace);
+  validate(params);
+  do_sparse_step(params, workspace);
+}
+
+void Backend::do_sparse_step(const SparseStepParams& params, Workspace workspace) {
+  do_select_and_prune(params.prune, workspace);
+  do_attend_sparse(params.attend, workspace);
+}
+
 void Backend::attend_dense(const AttendDenseParams& params, Workspace workspace) {
   validate("attend_dense", workspace);
   validate(params);

@@ -28,6 +28,13 @@ struct SelectAndPruneParams {
   PruneParams prune;
 };
 
+/// A sparse step whole: select_and_prune, then attend_sparse over what it kept. Lists between the
+/// two (pages, kept, tail) are given, as statistics read them.
+struct SparseStepParams {
+  SelectAndPruneParams prune;
+  AttendSparseParams attend;
+};
+
 /// The seam between what is decided (sparse, model, engine) and how it is computed. One coarse
 /// virtual call per op and layer. The public functions check their parameters once, the same for
 /// every backend, and throw Error(kInvalidArgument); the do_ functions trust them. An op allocates
@@ -44,6 +51,8 @@ class Backend {
   /// Whether decode ops run for these shapes; the reason names the axis that does not fit.
   [[nodiscard]] virtual Support supports(const StepCaps& caps, DType cache_dtype,
                                          const IndexFormat& format) const = 0;
+  /// Order of the index codes that this backend's kernels read.
+  [[nodiscard]] virtual IndexLayout index_layout() const { return IndexLayout::kTokenLanes; }
   /// Scratch one decode op may need, the largest over the ops.
   [[nodiscard]] virtual std::size_t workspace_bytes(const StepCaps& caps) const = 0;
 
@@ -59,6 +68,9 @@ class Backend {
   /// All four at once; same results as one after the other.
   void select_and_prune(const SelectAndPruneParams& params, Workspace workspace);
   [[nodiscard]] virtual bool has_fused_select_and_prune() const { return false; }
+
+  /// select_and_prune and attend_sparse; same results as one after the other.
+  void sparse_step(const SparseStepParams& params, Workspace workspace);
 
   void attend_dense(const AttendDenseParams& params, Workspace workspace);
   void attend_sparse(const AttendSparseParams& params, Workspace workspace);
@@ -79,6 +91,7 @@ class Backend {
   virtual void do_estimate_scores(const EstimateParams& params, Workspace workspace) = 0;
   virtual void do_prune_top_p(const PruneParams& params, Workspace workspace) = 0;
   virtual void do_select_and_prune(const SelectAndPruneParams& params, Workspace workspace);
+  virtual void do_sparse_step(const SparseStepParams& params, Workspace workspace);
   virtual void do_attend_dense(const AttendDenseParams& params, Workspace workspace) = 0;
   virtual void do_attend_sparse(const AttendSparseParams& params, Workspace workspace) = 0;
   virtual void do_attend_prefill(const AttendPrefillParams& params) = 0;

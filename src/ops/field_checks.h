@@ -69,7 +69,7 @@ struct FieldChecks {
     if (seqs.count == 0) return;
     pointer("kv.seq_lens", kv.seq_lens);
     for (std::int32_t i = 0; i < seqs.count; ++i) {
-      at_least("kv.seq_lens", kv.seq_lens[seqs.at(i)], 0);
+      at_least("kv.seq_lens", kv.host_len(seqs.at(i)), 0);
     }
   }
 
@@ -78,7 +78,8 @@ struct FieldChecks {
     lengths(seqs, kv);
     std::int64_t pages = 0;
     for (std::int32_t i = 0; i < seqs.count; ++i) {
-      pages = std::max<std::int64_t>(pages, kv.total_pages(seqs.at(i)));
+      pages = std::max<std::int64_t>(pages,
+                                     (kv.host_len(seqs.at(i)) + kv.page_size - 1) / kv.page_size);
     }
     if (pages == 0) return;
     pointer("kv.block_table", kv.block_table);
@@ -112,13 +113,14 @@ struct FieldChecks {
   }
 
   void format(const IndexFormat& format, const PagedKvView& kv) const {
-    in_range("index.format.summary", static_cast<std::int64_t>(format.summary), 0, 2);
-    require(format.key_bits == 0 || format.key_bits == 4 || format.key_bits == 8, op,
-            "index.format.key_bits, got ", format.key_bits, ", accepted 0, 4 or 8");
-    const int unit =
-        format.key_bits == 4
-            ? 8
-            : (format.key_bits == 8 ? 4 : (format.summary == SummaryKind::kNone ? 1 : 2));
+    in_range("index.format.summary", static_cast<std::int64_t>(format.summary), 0, 4);
+    in_range("index.format.layout", static_cast<std::int64_t>(format.layout), 0, 1);
+    require(format.key_bits == 0 || format.key_bits == 2 || format.key_bits == 4 ||
+                format.key_bits == 8,
+            op, "index.format.key_bits, got ", format.key_bits, ", accepted 0, 2, 4 or 8");
+    require(format.value_bits == 0 || format.value_bits == 4, op, "index.format.value_bits, got ",
+            format.value_bits, ", accepted 0 or 4");
+    const int unit = head_dim_unit(format);
     require(kv.head_dim % unit == 0, op, "kv.head_dim, got ", kv.head_dim,
             ", accepted multiples of ", unit, " with this index format");
   }
@@ -132,7 +134,18 @@ struct FieldChecks {
   void estimates(const KeyIndexView& index, const PagedKvView& kv) const {
     index_plane("index.estimates", index.estimates, index.estimate_page_stride,
                 index.estimate_head_stride,
-                estimate_record_bytes(index.format.key_bits, kv.page_size, kv.head_dim), kv);
+                estimate_record_bytes(index.format, kv.page_size, kv.head_dim), kv);
+  }
+
+  void page_params(const KeyIndexView& index, const PagedKvView& kv) const {
+    if (!index.format.has_params()) return;
+    index_plane("index.params", index.params, index.params_page_stride, index.params_head_stride,
+                sizeof(PageParams), kv);
+  }
+
+  void value_means(const KeyIndexView& index, const PagedKvView& kv) const {
+    index_plane("index.value_means", index.value_means, index.value_page_stride,
+                index.value_head_stride, nibble_bytes(kv.head_dim), kv);
   }
 
   /// The planes the format names.
@@ -140,6 +153,8 @@ struct FieldChecks {
     format(index.format, kv);
     if (index.format.summary != SummaryKind::kNone) summaries(index, kv);
     if (index.format.key_bits != 0) estimates(index, kv);
+    if (index.format.value_bits != 0) value_means(index, kv);
+    page_params(index, kv);
   }
 
   void forced(const ForcedTokens& forced) const {
@@ -164,7 +179,7 @@ struct FieldChecks {
   void page_stride(std::int64_t stride, const SeqSubset& seqs, const PagedKvView& kv) const {
     std::int64_t pages = 0;
     for (std::int32_t i = 0; i < seqs.count; ++i) {
-      pages = std::max<std::int64_t>(pages, kv.sealed_pages(seqs.at(i)));
+      pages = std::max<std::int64_t>(pages, kv.host_len(seqs.at(i)) / kv.page_size);
     }
     at_least("page_stride", stride, pages);
   }

@@ -9,7 +9,8 @@
 
 /// One plain struct per op: raw pointers with their shapes, explicit strides in elements, 64-bit
 /// offsets. Fixed-width integers only, so device code can share them. All floats are f32 unless a
-/// dtype says otherwise. Nothing here owns memory.
+/// dtype says otherwise. Nothing here owns memory. Pointers are the backend's own memory except
+/// where a field says host memory.
 namespace twilight {
 
 /// Caller's scratch memory, 64-byte aligned. Contents mean nothing between calls.
@@ -32,7 +33,7 @@ struct StepCaps {
 /// Which rows of a batch an op works on. Null `ids` means all of [0, count). Buffers stay indexed
 /// by the sequence number itself, so rows outside the subset are left alone.
 struct SeqSubset {
-  const std::int32_t* ids = nullptr;  ///< [count] ascending sequence numbers
+  const std::int32_t* ids = nullptr;  ///< [count] ascending sequence numbers; host memory
   std::int32_t count = 0;
 
   [[nodiscard]] std::int32_t at(std::int64_t i) const {
@@ -79,8 +80,16 @@ struct CopyPagesParams {
 
 // --- selection --------------------------------------------------------------------------------
 
-/// Quest scores of sealed pages: max over the group's heads of sum_d max(q_d min_d, q_d max_d),
-/// times `scale`. Index format kQuestBf16 or kQuest4.
+/// Scores of sealed pages, higher is better; by index format:
+///
+/// kQuestBf16, kQuest4: max over the group's heads of sum_d max(q_d min_d, q_d max_d), times scale.
+///
+/// kCentroid, kSubCentroid: log of the page's estimated softmax mass over all sealed pages, mean
+/// over the group. With a_i = scale q . mean_i, n_i the tokens it covers, v = scale^2 |q|^2
+/// variance / 2 and b = a_0 + scale q . deviant, a head's log mass of a page is
+///   kCentroid      log((P - 1) exp(a_0 + v) + exp(b))
+///   kSubCentroid   log(sum_i n_i exp(a_i + v))
+/// the page's share exp(l - log sum_pages exp(l)), and the score log(mean_g share_g).
 struct ScorePagesParams {
   SeqSubset seqs;
   QueryView q;
@@ -129,6 +138,11 @@ enum class SelectMode : std::int32_t {
 /// rounded up to pages, pages with forced tokens included (they are taken even past the budget);
 /// the rest are the best scores, ties to the lower page. The list is ascending. NaN scores rank
 /// last.
+///
+/// `mass` in (0, 1) may stop earlier, for scores that are logs of mass (kCentroid, kSubCentroid):
+/// at the fewest best pages whose mass, with that of the forced sealed pages, reaches `mass` times
+/// the sum over all sealed pages, but not below `mass_floor` tokens (pages with forced tokens
+/// included, rounded up to pages). 0 takes the whole budget.
 struct SelectPagesParams {
   SeqSubset seqs;
   PagedKvView kv;
@@ -137,6 +151,8 @@ struct SelectPagesParams {
   double fraction = 0;
   std::int32_t min_tokens = 0;
   std::int32_t max_tokens = 0;
+  double mass = 0;
+  std::int32_t mass_floor = 0;
   const float* scores = nullptr;  ///< [B, Hkv, page_stride], only for kByScore
   std::int64_t page_stride = 0;
   std::int32_t* pages = nullptr;        ///< [B, Hkv, candidate_stride] logical page numbers
@@ -155,8 +171,8 @@ struct SelectPagesParams {
 
 // --- pruning ----------------------------------------------------------------------------------
 
-/// Estimated scaled scores of the candidates. Sealed pages use the index (key_bits 4 or 8) or, with
-/// `exact_keys`, the keys themselves; the open page always uses its keys.
+/// Estimated scaled scores of the candidates. Sealed pages use the index (key_bits 2, 4 or 8) or,
+/// with `exact_keys`, the keys themselves; the open page always uses its keys.
 struct EstimateParams {
   SeqSubset seqs;
   QueryView q;
@@ -174,13 +190,16 @@ struct EstimateParams {
 };
 
 enum class PruneCriterion : std::int32_t {
-  kNone = 0,     ///< keep every candidate
-  kPerHead = 1,  ///< top-p set of each query head, union over the group
+  kNone = 0,       ///< keep every candidate
+  kPerHead = 1,    ///< top-p set of each query head, union over the group
+  kGroupMean = 2,  ///< top-p set of the mean of the group's weights
 };
 
-/// Top-p: for each query head the smallest set of candidates whose softmax mass (over candidates)
-/// reaches p, ties at the threshold kept, at least min_tokens of them; forced tokens are added; the
-/// kept set of a KV head is the union over its group. `estimates` is overwritten with scratch.
+/// Top-p over w[g, .], the softmax over candidates of each query head. kPerHead: for each head the
+/// smallest set whose mass reaches its p; the kept set of a KV head is the union over its group.
+/// kGroupMean: the smallest set whose mass under mean_g w[g, .] reaches the largest p of the group.
+/// Ties at the threshold are kept, at least min_tokens of them; forced tokens are added.
+/// `estimates` is overwritten with scratch.
 struct PruneParams {
   SeqSubset seqs;
   PagedKvView kv;
@@ -188,7 +207,7 @@ struct PruneParams {
   PruneCriterion criterion = PruneCriterion::kPerHead;
   ForcedTokens forced;
   std::int32_t min_tokens = 0;
-  const float* p = nullptr;  ///< [B, Hq] in (0, 1]
+  const float* p = nullptr;  ///< [B, Hq] in (0, 1]; host memory
   const std::int32_t* pages = nullptr;
   const std::int32_t* page_counts = nullptr;
   std::int64_t candidate_stride = 0;
@@ -197,10 +216,16 @@ struct PruneParams {
   std::int32_t* kept = nullptr;         ///< [B, Hkv, kept_stride] ascending token positions
   std::int32_t* kept_counts = nullptr;  ///< [B, Hkv]
   std::int64_t kept_stride = 0;         ///< >= candidate_stride * P
-  /// Per query head: its own kept count (forced included) and the softmax mass, over candidates, of
-  /// the union that will be attended. kNone gives all candidates and mass 1.
+  /// Per query head: its own kept count (forced included; the group's for kGroupMean) and the
+  /// softmax mass, over candidates, of the set that will be attended. kNone gives all candidates
+  /// and mass 1.
   std::int32_t* head_counts = nullptr;  ///< [B, Hq]
   float* head_mass = nullptr;           ///< [B, Hq]
+  /// What the tail needs; both null for no tail, and not with kNone. Entry i is the sum over the
+  /// dropped tokens of candidate page i of exp(estimate - tail_shift), tail_shift the row's largest
+  /// estimate. 0 for the open page (its tokens are all kept).
+  float* tail_mass = nullptr;   ///< [B, Hq, candidate_stride]
+  float* tail_shift = nullptr;  ///< [B, Hq]; -inf for a row without candidates
 };
 
 // --- attention --------------------------------------------------------------------------------
@@ -215,7 +240,20 @@ struct AttendDenseParams {
   std::int64_t out_seq_stride = 0;
 };
 
-/// The same over the kept tokens alone. An empty list gives zeros.
+/// What dropped candidates add to attention: each candidate page's mean value, weighted by the mass
+/// prune_top_p left for it. Absent where `mass` is null.
+struct TailParams {
+  const float* mass = nullptr;                ///< [B, Hq, candidate_stride]
+  const float* shift = nullptr;               ///< [B, Hq]
+  const std::int32_t* pages = nullptr;        ///< [B, Hkv, candidate_stride]
+  const std::int32_t* page_counts = nullptr;  ///< [B, Hkv]
+  std::int64_t candidate_stride = 0;
+  KeyIndexView index;  ///< value_bits 4
+};
+
+/// The same over the kept tokens alone, and the tail under the same normaliser:
+///   out = (sum_kept e^s v + sum_pages m_page mean_page) / (sum_kept e^s + sum_pages m_page),
+/// m_page = mass * e^shift. Neither kept tokens nor tail mass gives zeros.
 struct AttendSparseParams {
   SeqSubset seqs;
   QueryView q;
@@ -224,6 +262,7 @@ struct AttendSparseParams {
   const std::int32_t* kept = nullptr;         ///< [B, Hkv, kept_stride] ascending token positions
   const std::int32_t* kept_counts = nullptr;  ///< [B, Hkv]
   std::int64_t kept_stride = 0;
+  TailParams tail;
   float* out = nullptr;
   std::int64_t out_seq_stride = 0;
 };

@@ -34,8 +34,9 @@ void score_pages(const ScorePagesParams& params, bool scores_needed) {
   check.query(params.q, params.kv);
   check.format(params.index.format, params.kv);
   require(params.index.format.summary != SummaryKind::kNone, check.op,
-          "index.format.summary, got none, accepted kQuestBf16 or kQuest4");
+          "index.format.summary, got none, accepted a kind with records");
   check.summaries(params.index, params.kv);
+  check.page_params(params.index, params.kv);
   check.scale(params.scale);
   if (scores_needed) check.pointer("scores", params.scores);
   if (params.scores != nullptr) check.page_stride(params.page_stride, params.seqs, params.kv);
@@ -54,13 +55,16 @@ void select_pages(const SelectPagesParams& params, bool scores_needed) {
             params.fraction, ", accepted 0 to 1");
     check.at_least("min_tokens", params.min_tokens, 0);
     check.at_least("max_tokens", params.max_tokens, params.min_tokens);
+    require(params.mass >= 0 && params.mass <= 1, check.op, "mass, got ", params.mass,
+            ", accepted 0 to 1");
+    check.at_least("mass_floor", params.mass_floor, 0);
     if (scores_needed) check.pointer("scores", params.scores);
     if (params.scores != nullptr) check.page_stride(params.page_stride, params.seqs, params.kv);
   }
   check.candidates(params.pages, params.page_counts, params.candidate_stride);
   std::int64_t pages = 0;
   for (std::int32_t i = 0; i < params.seqs.count; ++i) {
-    pages = std::max(pages, candidate_pages(params, params.kv.seq_lens[params.seqs.at(i)]));
+    pages = std::max(pages, candidate_pages(params, params.kv.host_len(params.seqs.at(i))));
   }
   check.at_least("candidate_stride", params.candidate_stride, pages);
 }
@@ -76,8 +80,12 @@ void estimate_scores(const EstimateParams& params, bool estimates_needed) {
   if (!params.exact_keys) {
     check.format(params.index.format, params.kv);
     require(params.index.format.key_bits != 0, check.op,
-            "index.format.key_bits, got 0, accepted 4 or 8, or any with exact_keys");
+            "index.format.key_bits, got 0, accepted 2, 4 or 8, or any with exact_keys");
     check.estimates(params.index, params.kv);
+    if (params.index.format.key_bits == 2) {
+      if (!params.index.format.own_centre()) check.summaries(params.index, params.kv);
+      check.page_params(params.index, params.kv);
+    }
   }
   check.scale(params.scale);
   check.candidates(params.pages, params.page_counts, params.candidate_stride);
@@ -92,13 +100,13 @@ void prune_top_p(const PruneParams& params, bool estimates_needed) {
   check.shape(params.kv);
   check.subset(params.seqs, params.kv);
   check.heads("num_q_heads", params.num_q_heads, params.kv);
-  check.in_range("criterion", static_cast<std::int64_t>(params.criterion), 0, 1);
+  check.in_range("criterion", static_cast<std::int64_t>(params.criterion), 0, 2);
   check.forced(params.forced);
   check.at_least("min_tokens", params.min_tokens, 0);
   if (params.seqs.count == 0) return;
   check.lengths(params.seqs, params.kv);
   check.candidates(params.pages, params.page_counts, params.candidate_stride);
-  if (params.criterion == PruneCriterion::kPerHead) {
+  if (params.criterion != PruneCriterion::kNone) {
     check.pointer("p", params.p);
     for (std::int64_t i = 0; i < params.seqs.count; ++i) {
       const float* p = params.p + std::int64_t{params.seqs.at(i)} * params.num_q_heads;
@@ -117,6 +125,10 @@ void prune_top_p(const PruneParams& params, bool estimates_needed) {
   check.at_least("kept_stride", params.kept_stride, params.candidate_stride * params.kv.page_size);
   check.pointer("head_counts", params.head_counts);
   check.pointer("head_mass", params.head_mass);
+  if (params.tail_mass == nullptr) return;
+  require(params.criterion != PruneCriterion::kNone, check.op,
+          "tail_mass, got a buffer with criterion kNone, accepted null");
+  check.pointer("tail_shift", params.tail_shift);
 }
 
 // What dense and sparse attention share; false where there is no sequence and nothing more
@@ -196,7 +208,7 @@ void validate(const ExactScoresParams& params) {
   check.pointer("scores", params.scores);
   std::int64_t longest = 0;
   for (std::int32_t i = 0; i < params.seqs.count; ++i) {
-    longest = std::max<std::int64_t>(longest, params.kv.seq_lens[params.seqs.at(i)]);
+    longest = std::max<std::int64_t>(longest, params.kv.host_len(params.seqs.at(i)));
   }
   check.at_least("token_stride", params.token_stride, longest);
 }
@@ -214,6 +226,11 @@ void validate(const SelectAndPruneParams& params) {
   prune_top_p(params.prune, false);
 }
 
+void validate(const SparseStepParams& params) {
+  validate(params.prune);
+  validate(params.attend);
+}
+
 void validate(const AttendDenseParams& params) {
   const FieldChecks check{"attend_dense"};
   if (!check_attention(check, params)) return;
@@ -226,6 +243,17 @@ void validate(const AttendSparseParams& params) {
   check.pointer("kept", params.kept);
   check.pointer("kept_counts", params.kept_counts);
   check.at_least("kept_stride", params.kept_stride, 0);
+  if (params.tail.mass != nullptr) {
+    check.pointer("tail.shift", params.tail.shift);
+    check.pointer("tail.pages", params.tail.pages);
+    check.pointer("tail.page_counts", params.tail.page_counts);
+    check.at_least("tail.candidate_stride", params.tail.candidate_stride, 0);
+    check.format(params.tail.index.format, params.kv);
+    require(params.tail.index.format.value_bits != 0, check.op,
+            "tail.index.format.value_bits, got 0, accepted 4");
+    check.value_means(params.tail.index, params.kv);
+    check.page_params(params.tail.index, params.kv);
+  }
   check.output(params.out, params.out_seq_stride, params.q, params.kv);
 }
 
@@ -239,7 +267,7 @@ void validate(const AttendPrefillParams& params) {
   check.k(params.kv);
   check.v(params.kv);
   check.table({.ids = nullptr, .count = 1}, params.kv);
-  check.at_least("kv.seq_lens", params.kv.seq_lens[0], params.num_tokens);
+  check.at_least("kv.seq_lens", params.kv.host_len(0), params.num_tokens);
   check.pointer("q", params.q);
   check.pointer("out", params.out);
   check.scale(params.scale);

@@ -5,11 +5,12 @@
 
 /// Checks of the parameter blocks, the same for every backend: pointers, shapes, strides, lengths
 /// and probabilities. Each throws Error(kInvalidArgument) "[op] field, got X, accepted Y" for the
-/// first thing wrong. `seqs.ids`, `kv.seq_lens` and `p` are read, so they are host memory; contents
-/// of caches, tables, scores and lists are not.
+/// first thing wrong. `seqs.ids`, `p` and the lengths (kv.host_len) are read, so they are host
+/// memory; contents of caches, tables, scores and lists are not.
 namespace twilight {
 
 struct SelectAndPruneParams;
+struct SparseStepParams;
 
 inline constexpr std::int32_t kMaxPageSize = 256;
 inline constexpr std::int32_t kMaxHeadDim = 512;
@@ -24,6 +25,7 @@ void validate(const EstimateParams& params);
 void validate(const PruneParams& params);
 /// The blocks the step uses; `scores` and `estimates` may be null.
 void validate(const SelectAndPruneParams& params);
+void validate(const SparseStepParams& params);
 void validate(const AttendDenseParams& params);
 void validate(const AttendSparseParams& params);
 void validate(const AttendPrefillParams& params);

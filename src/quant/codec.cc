@@ -7,22 +7,11 @@
 #include <limits>
 
 #include "core/check.h"
-#include "core/float16.h"
+#include "quant/code_place.h"
+#include "quant/f16_fields.h"
 
 namespace twilight {
 namespace {
-
-constexpr float kF16Max = 65504.0F;
-
-void store_f16(std::byte* at, std::uint16_t bits) { std::memcpy(at, &bits, sizeof bits); }
-
-float load_f16(const std::byte* at) {
-  std::uint16_t bits = 0;
-  std::memcpy(&bits, at, sizeof bits);
-  return f16_to_f32(bits);
-}
-
-std::uint16_t f16_clamped(float value) { return f32_to_f16(std::clamp(value, -kF16Max, kF16Max)); }
 
 /// The rule of index_format.h for one vector: scale and zero as stored, codes by `code`.
 struct Quantiser {
@@ -62,19 +51,6 @@ Range range_of(std::span<const float> row) {
   Range range;
   for (const float x : row) range.add(x);
   return range.canonical();
-}
-
-/// Byte and shift of channel d of tile token t.
-struct CodePlace {
-  std::int64_t byte = 0;
-  int shift = 0;
-};
-
-CodePlace code_place(int key_bits, int t, int d) {
-  if (key_bits == 4) {
-    return {.byte = std::int64_t{d / 8} * 64 + 4 * t + d % 4, .shift = d % 8 >= 4 ? 4 : 0};
-  }
-  return {.byte = std::int64_t{d / 4} * 64 + 4 * t + d % 4, .shift = 0};
 }
 
 void check_key_bits(const char* where, int key_bits, int head_dim) {
@@ -120,11 +96,12 @@ void decode_quest4_vector(const std::byte* codes, const std::byte* params,
 
 }  // namespace
 
-void encode_estimates(int key_bits, int page_size, int head_dim, std::span<const float> keys,
-                      std::byte* record) {
+void encode_estimates(IndexLayout layout, int key_bits, int page_size, int head_dim,
+                      std::span<const float> keys, std::byte* record) {
   check_key_bits("encode_estimates", key_bits, head_dim);
   std::memset(record, 0,
-              static_cast<std::size_t>(estimate_record_bytes(key_bits, page_size, head_dim)));
+              static_cast<std::size_t>(estimate_tiles_per_page(page_size) *
+                                       estimate_tile_bytes(key_bits, head_dim)));
   const std::int64_t code_bytes = estimate_code_bytes(key_bits, head_dim);
   for (int slot = 0; slot < page_size; ++slot) {
     const auto dim = static_cast<std::size_t>(head_dim);
@@ -134,16 +111,16 @@ void encode_estimates(int key_bits, int page_size, int head_dim, std::span<const
     std::byte* tile = record + slot / kEstimateTileTokens * estimate_tile_bytes(key_bits, head_dim);
     const int t = slot % kEstimateTileTokens;
     for (int d = 0; d < head_dim; ++d) {
-      const CodePlace place = code_place(key_bits, t, d);
+      const CodePlace place = code_place(layout, key_bits, head_dim, t, d);
       const unsigned code = quantiser.code(key[static_cast<std::size_t>(d)]);
       tile[place.byte] |= static_cast<std::byte>(code << place.shift);
     }
-    store_f16(tile + code_bytes + 2 * t, quantiser.scale_bits);
-    store_f16(tile + code_bytes + 2 * kEstimateTileTokens + 2 * t, quantiser.zero_bits);
+    store_f16(tile + code_bytes + scale_place(layout, key_bits, t), quantiser.scale_bits);
+    store_f16(tile + code_bytes + zero_place(layout, key_bits, t), quantiser.zero_bits);
   }
 }
 
-void decode_estimate(int key_bits, [[maybe_unused]] int page_size, int head_dim,
+void decode_estimate(IndexLayout layout, int key_bits, [[maybe_unused]] int page_size, int head_dim,
                      const std::byte* record, int slot, std::span<float> key) {
   check_key_bits("decode_estimate", key_bits, head_dim);
   TWILIGHT_DCHECK(slot >= 0 && slot < page_size);
@@ -151,11 +128,11 @@ void decode_estimate(int key_bits, [[maybe_unused]] int page_size, int head_dim,
       record + slot / kEstimateTileTokens * estimate_tile_bytes(key_bits, head_dim);
   const int t = slot % kEstimateTileTokens;
   const std::int64_t code_bytes = estimate_code_bytes(key_bits, head_dim);
-  const float scale = load_f16(tile + code_bytes + 2 * t);
-  const float zero = load_f16(tile + code_bytes + 2 * kEstimateTileTokens + 2 * t);
+  const float scale = load_f16(tile + code_bytes + scale_place(layout, key_bits, t));
+  const float zero = load_f16(tile + code_bytes + zero_place(layout, key_bits, t));
   const unsigned mask = key_bits == 4 ? 15U : 255U;
   for (int d = 0; d < head_dim; ++d) {
-    const CodePlace place = code_place(key_bits, t, d);
+    const CodePlace place = code_place(layout, key_bits, head_dim, t, d);
     const unsigned code = (std::to_integer<unsigned>(tile[place.byte]) >> place.shift) & mask;
     key[static_cast<std::size_t>(d)] = scale * static_cast<float>(code) + zero;
   }

@@ -7,17 +7,17 @@
 
 #include "quant/index_format.h"
 
-/// Scalar encoders and decoders of the index records: the reference every fast version is held to,
-/// byte for byte. Thread-safe: they touch only their arguments.
+/// Scalar encoders and decoders of the plain (unrotated) index records: the reference every fast
+/// version is held to, byte for byte. Thread-safe: they touch only their arguments.
 namespace twilight {
 
-/// Writes one estimate record. `keys` is [P, D] f32, row-major; `record` has estimate_record_bytes.
-void encode_estimates(int key_bits, int page_size, int head_dim, std::span<const float> keys,
-                      std::byte* record);
+/// Writes the tiles of one plain (4 or 8 bits) estimate record. `keys` is [P, D] f32, row-major.
+void encode_estimates(IndexLayout layout, int key_bits, int page_size, int head_dim,
+                      std::span<const float> keys, std::byte* record);
 
 /// The key of token `slot` as the estimates hold it: scale * code + zero, into `key` [D].
-void decode_estimate(int key_bits, int page_size, int head_dim, const std::byte* record, int slot,
-                     std::span<float> key);
+void decode_estimate(IndexLayout layout, int key_bits, int page_size, int head_dim,
+                     const std::byte* record, int slot, std::span<float> key);
 
 /// Writes one summary record from `keys` [P, D] f32. kNone writes nothing.
 void encode_summary(SummaryKind kind, int page_size, int head_dim, std::span<const float> keys,

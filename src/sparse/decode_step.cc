@@ -35,9 +35,13 @@ std::int32_t max_candidate_pages(const SparsePolicy& policy, SelectMode mode,
 }  // namespace
 
 IndexFormat index_format_of(const SparsePolicy& policy) {
-  if (policy.is_dense()) return {SummaryKind::kNone, 0};
+  if (policy.is_dense()) return {.summary = SummaryKind::kNone, .key_bits = 0};
   const bool estimates = policy.prune && policy.key_bits < 16;
-  return {make_selector(policy)->summary(), estimates ? policy.key_bits : 0};
+  IndexFormat format;
+  format.summary = make_selector(policy)->summary();
+  format.key_bits = estimates ? policy.key_bits : 0;
+  format.value_bits = policy.prune && policy.tail ? 4 : 0;
+  return format;
 }
 
 // Slices of the workspace. All but `ops` hold what one op hands to the next.
@@ -54,6 +58,8 @@ struct DecodeStep::Scratch {
   std::int32_t* kept_counts;  // [B, Hkv]
   std::int32_t* head_counts;  // [B, Hq]
   float* head_mass;           // [B, Hq]
+  float* tail_mass;           // [B, Hq, candidate pages]; null without a tail
+  float* tail_shift;          // [B, Hq]
   float* selector;
   Workspace ops;
   std::int64_t page_stride;
@@ -89,6 +95,10 @@ DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
     s.kept_counts = arena.take<std::int32_t>("kept counts", kv_units);
     s.head_counts = arena.take<std::int32_t>("head counts", q_units);
     s.head_mass = arena.take<float>("head mass", q_units);
+    if (policy_.prune && policy_.tail) {
+      s.tail_mass = arena.take<float>("tail mass", q_units * caps_.max_candidate_pages);
+      s.tail_shift = arena.take<float>("tail shift", q_units);
+    }
     s.selector = arena.take<float>("selector", q_units * selector_->scratch_floats_per_token() *
                                                    std::int64_t{caps_.max_tokens});
   }
@@ -195,7 +205,8 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
                             const Scratch& s) {
   const float scale = 1.0F / std::sqrt(static_cast<float>(params.kv.head_dim));
   const ForcedTokens forced{policy_.sink_tokens, policy_.recent_pages};
-  SelectAndPruneParams step;
+  SparseStepParams whole;
+  SelectAndPruneParams& step = whole.prune;
   step.score = {seqs, params.q, params.kv, params.index, scale, s.scores, s.page_stride};
   step.select.seqs = seqs;
   step.select.kv = params.kv;
@@ -204,6 +215,8 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   step.select.fraction = policy_.candidate_fraction;
   step.select.min_tokens = policy_.min_candidates;
   step.select.max_tokens = policy_.max_candidates;
+  step.select.mass = policy_.candidate_mass;
+  step.select.mass_floor = policy_.min_candidates;
   step.select.scores = s.scores;
   step.select.page_stride = s.page_stride;
   step.select.pages = s.pages;
@@ -227,7 +240,9 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   prune.seqs = seqs;
   prune.kv = params.kv;
   prune.num_q_heads = caps_.num_q_heads;
-  prune.criterion = policy_.prune ? PruneCriterion::kPerHead : PruneCriterion::kNone;
+  prune.criterion = !policy_.prune                    ? PruneCriterion::kNone
+                    : policy_.criterion == "per_head" ? PruneCriterion::kPerHead
+                                                      : PruneCriterion::kGroupMean;
   prune.forced = forced;
   prune.min_tokens = policy_.min_tokens;
   prune.p = s.p;
@@ -241,18 +256,10 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   prune.kept_stride = s.slot_stride;
   prune.head_counts = s.head_counts;
   prune.head_mass = s.head_mass;
+  prune.tail_mass = s.tail_mass;
+  prune.tail_shift = s.tail_shift;
 
-  if (policy_.prune && s.estimates == nullptr) {
-    backend_.select_and_prune(step, s.ops);
-  } else {
-    if (step.select.mode == SelectMode::kByScore) {
-      selector_->score(backend_, step.score, s.selector, caps_.max_tokens, s.ops);
-    }
-    backend_.select_pages(step.select, s.ops);
-    if (policy_.prune) backend_.estimate_scores(estimate, s.ops);
-    backend_.prune_top_p(prune, s.ops);
-  }
-  AttendSparseParams attend;
+  AttendSparseParams& attend = whole.attend;
   attend.seqs = seqs;
   attend.q = params.q;
   attend.kv = params.kv;
@@ -260,9 +267,36 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   attend.kept = s.kept;
   attend.kept_counts = s.kept_counts;
   attend.kept_stride = s.slot_stride;
+  attend.tail = {s.tail_mass, s.tail_shift, s.pages, s.page_counts, caps_.max_candidate_pages,
+                 params.index};
   attend.out = params.out;
   attend.out_seq_stride = params.out_seq_stride;
-  backend_.attend_sparse(attend, s.ops);
+
+  if (policy_.prune && s.estimates == nullptr) {
+    backend_.sparse_step(whole, s.ops);
+  } else {
+    if (step.select.mode == SelectMode::kByScore) {
+      selector_->score(backend_, step.score, s.selector, caps_.max_tokens, s.ops);
+    }
+    backend_.select_pages(step.select, s.ops);
+    if (policy_.prune) backend_.estimate_scores(estimate, s.ops);
+    backend_.prune_top_p(prune, s.ops);
+    backend_.attend_sparse(attend, s.ops);
+  }
+}
+
+std::int64_t DecodeStep::tail_pages(const Scratch& s, std::int64_t unit,
+                                    std::int32_t page_count) const {
+  const std::int32_t group = caps_.num_q_heads / caps_.num_kv_heads;
+  std::int64_t pages = 0;
+  for (std::int32_t i = 0; i < page_count; ++i) {
+    bool any = false;
+    for (std::int64_t head = unit * group; head < (unit + 1) * group; ++head) {
+      any = any || s.tail_mass[head * caps_.max_candidate_pages + i] > 0;
+    }
+    pages += any ? 1 : 0;
+  }
+  return pages;
 }
 
 void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, std::int32_t seq,
@@ -284,9 +318,15 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
   const std::int32_t page_size = caps_.page_size;
   const std::int32_t sealed = params.kv.sealed_pages(seq);
   const std::int32_t open_tokens = n % page_size;
+  const IndexFormat& format = params.index.format;
+  const bool scored_centres =
+      selector_->mode() == SelectMode::kByScore && num_centroids(format.summary) > 0;
+  const std::int64_t params_bytes =
+      format.has_params() && !scored_centres ? static_cast<std::int64_t>(sizeof(PageParams)) : 0;
   const std::int64_t record_bytes =
-      policy_.key_bits == 16 ? page_size * row_bytes
-                             : estimate_record_bytes(policy_.key_bits, page_size, caps_.head_dim);
+      policy_.key_bits == 16
+          ? page_size * row_bytes
+          : estimate_record_bytes(params.index.format, page_size, caps_.head_dim);
   stats.bytes_read = 0;
   if (selector_->mode() == SelectMode::kByScore) {
     stats.bytes_read += num_kv_heads * sealed * selector_->bytes_per_page(params.kv);
@@ -300,7 +340,11 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
     stats.candidates[h] = static_cast<std::int32_t>(sealed_candidates * page_size + open_tokens);
     stats.attended[h] = s.kept_counts[unit];
     if (policy_.prune) {
-      stats.bytes_read += sealed_candidates * record_bytes + open_tokens * row_bytes;
+      stats.bytes_read +=
+          sealed_candidates * (record_bytes + params_bytes) + open_tokens * row_bytes;
+      if (s.tail_mass != nullptr) {
+        stats.bytes_read += tail_pages(s, unit, count) * nibble_bytes(caps_.head_dim);
+      }
     }
     stats.bytes_read += 2 * row_bytes * s.kept_counts[unit];
   }

@@ -12,7 +12,7 @@
 
 namespace twilight {
 
-/// The index planes a policy reads.
+/// The index planes a policy reads, in the default layout.
 [[nodiscard]] IndexFormat index_format_of(const SparsePolicy& policy);
 
 /// Attention of one layer for one new token of each of B sequences whose keys and values are in the
@@ -56,6 +56,9 @@ class DecodeStep {
   struct Scratch;
   [[nodiscard]] Scratch carve(void* base, std::size_t bytes) const;
   void run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& scratch);
+  /// Candidate pages of a (sequence, KV head) whose value mean the tail read.
+  [[nodiscard]] std::int64_t tail_pages(const Scratch& scratch, std::int64_t unit,
+                                        std::int32_t page_count) const;
   void fill_stats(const DecodeStepParams& params, const Scratch& scratch, std::int32_t seq,
                   StepPath path, LayerStats& stats) const;
 

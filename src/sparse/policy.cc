@@ -24,7 +24,7 @@ std::int32_t parse_budget(const std::string& preset, std::size_t prefix) {
 }  // namespace
 
 std::vector<std::string> policy_names() {
-  return {"dense", "paper", "paper-full", "quest:K", "streaming"};
+  return {"dense", "adaptive", "paper", "paper-full", "quest:K", "streaming"};
 }
 
 SparsePolicy make_policy(const std::string& preset) {
@@ -37,6 +37,14 @@ SparsePolicy make_policy(const std::string& preset) {
   }
   if (preset == "paper-full") {
     policy.selector = "full";
+    return policy;
+  }
+  if (preset == "adaptive") {
+    policy.selector = "centroid";
+    policy.criterion = "group_mean";
+    policy.p = 0.9F;
+    policy.tail = true;
+    policy.key_bits = 2;
     return policy;
   }
   if (preset == "streaming") {
@@ -61,7 +69,7 @@ SparsePolicy make_policy(const std::string& preset) {
 
 void validate_policy(const SparsePolicy& policy) {
   if (policy.is_dense()) return;
-  (void)make_selector(policy);
+  const auto selector = make_selector(policy);
   const auto in_unit = [](const std::string& name, float p) {
     require(p > 0 && p <= 1, "policy", name, ", got ", p, ", accepted above 0 to 1");
   };
@@ -78,14 +86,24 @@ void validate_policy(const SparsePolicy& policy) {
           "candidate_fraction, got ", policy.candidate_fraction, ", accepted 0 to 1");
   in_range("min_candidates", policy.min_candidates, 0, kMaxTokens);
   in_range("max_candidates", policy.max_candidates, policy.min_candidates, kMaxTokens);
+  require(policy.candidate_mass >= 0 && policy.candidate_mass < 1, "policy", "candidate_mass, got ",
+          policy.candidate_mass, ", accepted 0 to below 1");
+  require(policy.candidate_mass == 0 || num_centroids(selector->summary()) > 0, "policy",
+          "candidate_mass with selector '", policy.selector, "', accepted centroid, sub_centroid");
+  require(policy.criterion == "per_head" || policy.criterion == "group_mean", "policy",
+          "criterion, got '", policy.criterion, "', accepted per_head, group_mean");
+  require(
+      !policy.tail || policy.prune, "policy",
+      "tail without pruning: nothing is dropped that it could stand for, accepted prune = true");
   in_range("min_tokens", policy.min_tokens, 0, kMaxTokens);
   in_range("sink_tokens", policy.sink_tokens, 0, kMaxTokens);
   in_range("recent_pages", policy.recent_pages, 0, kMaxTokens);
   in_range("dense_layers", policy.dense_layers, 0, 4096);
   in_range("dense_below_tokens", policy.dense_below_tokens, SparsePolicy::kDenseBelowAuto,
            kMaxTokens);
-  require(policy.key_bits == 4 || policy.key_bits == 8 || policy.key_bits == 16, "policy",
-          "key_bits, got ", policy.key_bits, ", accepted 4, 8, 16");
+  require(
+      policy.key_bits == 2 || policy.key_bits == 4 || policy.key_bits == 8 || policy.key_bits == 16,
+      "policy", "key_bits, got ", policy.key_bits, ", accepted 2, 4, 8, 16");
   require(policy.summary_bits == 4 || policy.summary_bits == 16, "policy", "summary_bits, got ",
           policy.summary_bits, ", accepted 4, 16");
 }

@@ -50,6 +50,28 @@ class QuestSelector final : public Selector {
   SummaryKind kind_;
 };
 
+// Estimated softmax mass of a page from means of its keys: see ScorePagesParams.
+class CentroidSelector final : public Selector {
+ public:
+  explicit CentroidSelector(SummaryKind kind) : kind_(kind) {}
+  [[nodiscard]] std::string_view name() const override {
+    return kind_ == SummaryKind::kCentroid ? "centroid" : "sub_centroid";
+  }
+  [[nodiscard]] SelectMode mode() const override { return SelectMode::kByScore; }
+  [[nodiscard]] SummaryKind summary() const override { return kind_; }
+  [[nodiscard]] bool scores_in_backend() const override { return true; }
+  [[nodiscard]] std::int64_t bytes_per_page(const PagedKvView& kv) const override {
+    return Selector::bytes_per_page(kv) + static_cast<std::int64_t>(sizeof(PageParams));
+  }
+  void score(Backend& backend, const ScorePagesParams& params, float* /*scratch*/,
+             std::int64_t /*scratch_tokens*/, Workspace workspace) const override {
+    backend.score_pages(params, workspace);
+  }
+
+ private:
+  SummaryKind kind_;
+};
+
 // True softmax mass of a page, mean over the group's heads.
 class OracleSelector final : public Selector {
  public:
@@ -104,9 +126,15 @@ std::unique_ptr<Selector> make_selector(const SparsePolicy& policy) {
     return std::make_unique<QuestSelector>(policy.summary_bits == 4 ? SummaryKind::kQuest4
                                                                     : SummaryKind::kQuestBf16);
   }
+  if (policy.selector == "centroid") {
+    return std::make_unique<CentroidSelector>(SummaryKind::kCentroid);
+  }
+  if (policy.selector == "sub_centroid") {
+    return std::make_unique<CentroidSelector>(SummaryKind::kSubCentroid);
+  }
   if (policy.selector == "oracle") return std::make_unique<OracleSelector>();
   fail(ErrorCode::kInvalidArgument, "policy", "unknown selector, got '", policy.selector,
-       "', accepted dense, full, quest, streaming, oracle");
+       "', accepted dense, full, quest, centroid, sub_centroid, streaming, oracle");
 }
 
 }  // namespace twilight

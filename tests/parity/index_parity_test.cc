@@ -242,7 +242,8 @@ TEST_P(IndexParity, EstimateScores) {
           for (std::size_t d = 0; d < dim; ++d) magnitude += std::fabs(double{q[d]} * k[d]);
         } else {
           const std::byte* record = fixture_.index().estimate(kv.page_of(seq, page), head);
-          decode_estimate(key_bits, kv.page_size, kv.head_dim, record, slot, key);
+          decode_estimate(IndexLayout::kTokenLanes, key_bits, kv.page_size, kv.head_dim, record,
+                          slot, key);
           const std::byte* parameters =
               record + slot / kEstimateTileTokens * estimate_tile_bytes(key_bits, kv.head_dim) +
               estimate_code_bytes(key_bits, kv.head_dim);

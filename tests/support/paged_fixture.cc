@@ -7,7 +7,7 @@
 
 #include "core/check.h"
 #include "core/float16.h"
-#include "quant/codec.h"
+#include "quant/page_codec.h"
 #include "support/random.h"
 
 namespace twilight::test {
@@ -136,20 +136,23 @@ void PagedFixture::make_pools() {
            options_.record_padding;
   };
   index_.format = shape_.format;
-  if (shape_.format.summary != SummaryKind::kNone) {
-    index_.summary_head_stride =
-        record_stride(summary_record_bytes(shape_.format.summary, shape_.head_dim));
-    index_.summary_page_stride = index_.summary_head_stride * heads + options_.record_padding;
-    summaries_ = Buffer(static_cast<std::size_t>(num_physical_ * index_.summary_page_stride));
-    index_.summaries = summaries_.data();
-  }
-  if (shape_.format.key_bits != 0) {
-    index_.estimate_head_stride = record_stride(
-        estimate_record_bytes(shape_.format.key_bits, shape_.page_size, shape_.head_dim));
-    index_.estimate_page_stride = index_.estimate_head_stride * heads + options_.record_padding;
-    estimates_ = Buffer(static_cast<std::size_t>(num_physical_ * index_.estimate_page_stride));
-    index_.estimates = estimates_.data();
-  }
+  const auto make_plane = [&](std::int64_t record_bytes, Buffer& pool, std::byte*& data,
+                              std::int64_t& page_stride, std::int64_t& head_stride) {
+    if (record_bytes == 0) return;
+    head_stride = record_stride(record_bytes);
+    page_stride = head_stride * heads + options_.record_padding;
+    pool = Buffer(static_cast<std::size_t>(num_physical_ * page_stride));
+    data = pool.data();
+  };
+  const IndexFormat& format = shape_.format;
+  make_plane(summary_record_bytes(format.summary, shape_.head_dim), summaries_, index_.summaries,
+             index_.summary_page_stride, index_.summary_head_stride);
+  make_plane(estimate_record_bytes(format, shape_.page_size, shape_.head_dim), estimates_,
+             index_.estimates, index_.estimate_page_stride, index_.estimate_head_stride);
+  make_plane(format.value_bits == 0 ? 0 : nibble_bytes(shape_.head_dim), value_means_,
+             index_.value_means, index_.value_page_stride, index_.value_head_stride);
+  make_plane(format.has_params() ? static_cast<std::int64_t>(sizeof(PageParams)) : 0, params_,
+             index_.params, index_.params_page_stride, index_.params_head_stride);
   clear_index();
 }
 
@@ -320,28 +323,27 @@ void PagedFixture::set_q(std::int64_t seq, std::int64_t q_head, std::span<const 
 
 void PagedFixture::clear_index() {
   const int byte = options_.poison ? 0xff : 0;
-  if (summaries_.size() > 0) std::memset(summaries_.data(), byte, summaries_.size());
-  if (estimates_.size() > 0) std::memset(estimates_.data(), byte, estimates_.size());
+  for (Buffer* pool : {&summaries_, &estimates_, &value_means_, &params_}) {
+    if (pool->size() > 0) std::memset(pool->data(), byte, pool->size());
+  }
 }
 
 void PagedFixture::seal() {
   const std::int32_t p = shape_.page_size;
   const std::int32_t d = shape_.head_dim;
   std::vector<float> keys(static_cast<std::size_t>(p) * static_cast<std::size_t>(d));
+  std::vector<float> values(keys.size());
   for (const std::int32_t page : sealed_physical_pages()) {
     for (std::int64_t h = 0; h < shape_.num_kv_heads; ++h) {
       for (std::int64_t slot = 0; slot < p; ++slot) {
         for (std::int64_t i = 0; i < d; ++i) {
           keys[static_cast<std::size_t>(slot * d + i)] =
               load_element(shape_.dtype, kv_.k_rows(page, h), slot * kv_.k.token_stride + i);
+          values[static_cast<std::size_t>(slot * d + i)] =
+              load_element(shape_.dtype, kv_.v_rows(page, h), slot * kv_.v.token_stride + i);
         }
       }
-      if (index_.summaries != nullptr) {
-        encode_summary(shape_.format.summary, p, d, keys, index_.summary(page, h));
-      }
-      if (index_.estimates != nullptr) {
-        encode_estimates(shape_.format.key_bits, p, d, keys, index_.estimate(page, h));
-      }
+      encode_page(shape_.format, p, d, keys, values, page_records(index_, page, h, p, d));
     }
   }
 }

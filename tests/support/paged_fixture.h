@@ -111,6 +111,12 @@ class PagedFixture {
   [[nodiscard]] std::span<const std::byte> estimate_pool() const {
     return {estimates_.data(), estimates_.size()};
   }
+  [[nodiscard]] std::span<const std::byte> value_mean_pool() const {
+    return {value_means_.data(), value_means_.size()};
+  }
+  [[nodiscard]] std::span<const std::byte> params_pool() const {
+    return {params_.data(), params_.size()};
+  }
 
  private:
   void lay_out_pages();
@@ -138,6 +144,8 @@ class PagedFixture {
   Buffer v_;
   Buffer summaries_;
   Buffer estimates_;
+  Buffer value_means_;
+  Buffer params_;
   PagedKvView kv_;
   KeyIndexView index_;
 };

@@ -62,8 +62,9 @@ std::vector<float> make_rows(Rows kind, int num_rows, int head_dim, std::uint64_
 std::vector<std::byte> encode(int bits, int page_size, int head_dim,
                               const std::vector<float>& keys) {
   std::vector<std::byte> record(
-      static_cast<std::size_t>(estimate_record_bytes(bits, page_size, head_dim)), std::byte{0xff});
-  encode_estimates(bits, page_size, head_dim, keys, record.data());
+      static_cast<std::size_t>(estimate_record_bytes({.key_bits = bits}, page_size, head_dim)),
+      std::byte{0xff});
+  encode_estimates(IndexLayout::kTokenLanes, bits, page_size, head_dim, keys, record.data());
   return record;
 }
 
@@ -79,7 +80,8 @@ TEST_P(EstimateCodec, ErrorStaysInsideTheBound) {
       const auto row = keys.begin() + std::ptrdiff_t{slot} * head_dim;
       const auto [lo, hi] = std::minmax_element(row, row + head_dim);
       const float bound = estimate_error_bound(bits, *lo, *hi);
-      decode_estimate(bits, page_size, head_dim, record.data(), slot, decoded);
+      decode_estimate(IndexLayout::kTokenLanes, bits, page_size, head_dim, record.data(), slot,
+                      decoded);
       for (int d = 0; d < head_dim; ++d) {
         const double error =
             std::abs(double{row[d]} - double{decoded[static_cast<std::size_t>(d)]});
@@ -125,10 +127,11 @@ TEST_P(EstimateCodec, SameKeysGiveTheSameBytes) {
   if (page_size > 1) {
     std::vector<float> decoded(static_cast<std::size_t>(head_dim));
     std::vector<float> alone(static_cast<std::size_t>(head_dim));
-    decode_estimate(bits, page_size, head_dim, first.data(), page_size - 1, decoded);
+    decode_estimate(IndexLayout::kTokenLanes, bits, page_size, head_dim, first.data(),
+                    page_size - 1, decoded);
     const std::vector<float> last(keys.end() - head_dim, keys.end());
     const std::vector<std::byte> single = encode(bits, 1, head_dim, last);
-    decode_estimate(bits, 1, head_dim, single.data(), 0, alone);
+    decode_estimate(IndexLayout::kTokenLanes, bits, 1, head_dim, single.data(), 0, alone);
     EXPECT_EQ(0, std::memcmp(decoded.data(), alone.data(), decoded.size() * sizeof(float)));
   }
 }
@@ -174,10 +177,12 @@ TEST(EstimateCodecBytes, SignOfZeroDoesNotMatter) {
 TEST(EstimateCodecErrors, RejectsOtherBitsAndDims) {
   std::vector<float> keys(64);
   std::vector<std::byte> record(4096);
-  test::expect_error(ErrorCode::kInvalidArgument, {"key_bits", "got 2"},
-                     [&] { encode_estimates(2, 1, 64, keys, record.data()); });
-  test::expect_error(ErrorCode::kInvalidArgument, {"head_dim", "got 12"},
-                     [&] { encode_estimates(4, 1, 12, keys, record.data()); });
+  test::expect_error(ErrorCode::kInvalidArgument, {"key_bits", "got 2"}, [&] {
+    encode_estimates(IndexLayout::kTokenLanes, 2, 1, 64, keys, record.data());
+  });
+  test::expect_error(ErrorCode::kInvalidArgument, {"head_dim", "got 12"}, [&] {
+    encode_estimates(IndexLayout::kTokenLanes, 4, 1, 12, keys, record.data());
+  });
 }
 
 class QuestCodec : public ::testing::TestWithParam<std::tuple<int, int>> {};

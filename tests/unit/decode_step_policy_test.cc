@@ -100,7 +100,7 @@ class DecodeStepPolicies : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(DecodeStepPolicies, StreamingReadsTheWindow) {
-  const PagedFixture fixture = make_fixture({SummaryKind::kNone, 0});
+  const PagedFixture fixture = make_fixture({.summary = SummaryKind::kNone, .key_bits = 0});
   const Result result = run(*backend_, small_policy("streaming"), fixture);
   // 700 = 43 pages and 12 tokens: the page of the sinks, the last full page, the open page.
   const std::int32_t window[] = {16 + 16 + 12, 0, 16 + 16 + 10, 0};

@@ -75,8 +75,9 @@ TEST_P(Oracle, SummariesAndEstimatesOnDisk) {
               (first_token + page * shape.page_size + slot) * kv.num_kv_heads + head;
           const auto scale = f16_to_f32(static_cast<std::uint16_t>(integer("scale_bits", at)));
           const auto zero = f16_to_f32(static_cast<std::uint16_t>(integer("zero_bits", at)));
-          decode_estimate(shape.format.key_bits, shape.page_size, shape.head_dim,
-                          fixture_.index().estimate(kv.page_of(seq, page), head), slot, min);
+          decode_estimate(shape.format.layout, shape.format.key_bits, shape.page_size,
+                          shape.head_dim, fixture_.index().estimate(kv.page_of(seq, page), head),
+                          slot, min);
           for (std::int64_t d = 0; d < dim; ++d) {
             const auto code = static_cast<float>(integer("codes", at * dim + d));
             ASSERT_EQ(min[static_cast<std::size_t>(d)], scale * code + zero)

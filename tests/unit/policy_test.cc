@@ -32,12 +32,13 @@ TEST(Policy, Presets) {
   EXPECT_EQ(paper.summary_bits, 16);
   EXPECT_EQ(paper.dense_layers, 2);
   EXPECT_EQ(paper.dense_below_tokens, SparsePolicy::kDenseBelowAuto);
-  EXPECT_EQ(index_format_of(paper), (IndexFormat{SummaryKind::kQuestBf16, 4}));
+  EXPECT_EQ(index_format_of(paper),
+            (IndexFormat{.summary = SummaryKind::kQuestBf16, .key_bits = 4}));
 
   const SparsePolicy full = make_policy("paper-full");
   EXPECT_EQ(full.selector, "full");
   EXPECT_TRUE(full.prune);
-  EXPECT_EQ(index_format_of(full), (IndexFormat{SummaryKind::kNone, 4}));
+  EXPECT_EQ(index_format_of(full), (IndexFormat{.summary = SummaryKind::kNone, .key_bits = 4}));
 
   const SparsePolicy quest = make_policy("quest:2048");
   EXPECT_EQ(quest.name, "quest:2048");
@@ -46,12 +47,14 @@ TEST(Policy, Presets) {
   EXPECT_EQ(quest.candidate_fraction, 0);
   EXPECT_EQ(quest.min_candidates, 2048);
   EXPECT_EQ(quest.max_candidates, 2048);
-  EXPECT_EQ(index_format_of(quest), (IndexFormat{SummaryKind::kQuestBf16, 0}));
+  EXPECT_EQ(index_format_of(quest),
+            (IndexFormat{.summary = SummaryKind::kQuestBf16, .key_bits = 0}));
 
   const SparsePolicy streaming = make_policy("streaming");
   EXPECT_EQ(streaming.selector, "streaming");
   EXPECT_FALSE(streaming.prune);
-  EXPECT_EQ(index_format_of(streaming), (IndexFormat{SummaryKind::kNone, 0}));
+  EXPECT_EQ(index_format_of(streaming),
+            (IndexFormat{.summary = SummaryKind::kNone, .key_bits = 0}));
 
   for (const std::string& name : policy_names()) {
     EXPECT_NO_THROW(validate_policy(make_policy(name == "quest:K" ? "quest:64" : name))) << name;
@@ -62,13 +65,14 @@ TEST(Policy, IndexFollowsTheBits) {
   SparsePolicy policy = make_policy("paper");
   policy.summary_bits = 4;
   policy.key_bits = 8;
-  EXPECT_EQ(index_format_of(policy), (IndexFormat{SummaryKind::kQuest4, 8}));
+  EXPECT_EQ(index_format_of(policy), (IndexFormat{.summary = SummaryKind::kQuest4, .key_bits = 8}));
   policy.key_bits = 16;  // the keys themselves
-  EXPECT_EQ(index_format_of(policy), (IndexFormat{SummaryKind::kQuest4, 0}));
+  EXPECT_EQ(index_format_of(policy), (IndexFormat{.summary = SummaryKind::kQuest4, .key_bits = 0}));
   policy.selector = "oracle";
   policy.key_bits = 4;
-  EXPECT_EQ(index_format_of(policy), (IndexFormat{SummaryKind::kNone, 4}));
-  EXPECT_EQ(index_format_of(make_policy("dense")), (IndexFormat{SummaryKind::kNone, 0}));
+  EXPECT_EQ(index_format_of(policy), (IndexFormat{.summary = SummaryKind::kNone, .key_bits = 4}));
+  EXPECT_EQ(index_format_of(make_policy("dense")),
+            (IndexFormat{.summary = SummaryKind::kNone, .key_bits = 0}));
 }
 
 TEST(Policy, UnknownPresets) {
@@ -113,7 +117,7 @@ TEST(Policy, EveryBadFieldIsNamed) {
       {"recent_pages, got -1", [](SparsePolicy& p) { p.recent_pages = -1; }},
       {"dense_layers, got -1", [](SparsePolicy& p) { p.dense_layers = -1; }},
       {"dense_below_tokens, got -2", [](SparsePolicy& p) { p.dense_below_tokens = -2; }},
-      {"key_bits, got 5, accepted 4, 8, 16", [](SparsePolicy& p) { p.key_bits = 5; }},
+      {"key_bits, got 5, accepted 2, 4, 8, 16", [](SparsePolicy& p) { p.key_bits = 5; }},
       {"key_bits, got 0", [](SparsePolicy& p) { p.key_bits = 0; }},
       {"summary_bits, got 8, accepted 4, 16", [](SparsePolicy& p) { p.summary_bits = 8; }},
   };

@@ -32,6 +32,9 @@ Support CpuBackend::supports(const StepCaps& caps, DType /*cache_dtype*/,
   if (format.key_bits != 0 && format.key_bits != 4 && format.key_bits != 8) {
     return {false, cat("key_bits ", format.key_bits, ", accepted 0, 4, 8")};
   }
+  if (num_centroids(format.summary) > 0 || format.value_bits != 0) {
+    return {false, "centroid summaries and value means are not there yet"};
+  }
   return {};
 }
 

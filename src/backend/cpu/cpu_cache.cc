@@ -49,7 +49,10 @@ void CpuBackend::do_append_kv(const AppendKvParams& params) {
 }
 
 void CpuBackend::do_seal_pages(const SealPagesParams& params) {
-  if (params.index.format == IndexFormat{SummaryKind::kNone, 0}) return;
+  const IndexFormat& format = params.index.format;
+  if (format.summary == SummaryKind::kNone && format.key_bits == 0 && format.value_bits == 0) {
+    return;
+  }
   pool_.parallel_for(params.num_pages, [&](std::int64_t i, int) {
     alignas(kBufferAlignment) std::byte scratch[seal_scratch_bytes(kMaxHeadDim)];
     for (int head = 0; head < params.kv.num_kv_heads; ++head) {
@@ -65,9 +68,7 @@ void CpuBackend::do_copy_pages(const CopyPagesParams& params) {
   const auto summary_bytes =
       static_cast<std::size_t>(summary_record_bytes(index.format.summary, kv.head_dim));
   const auto estimate_bytes = static_cast<std::size_t>(
-      index.format.key_bits == 0
-          ? 0
-          : estimate_record_bytes(index.format.key_bits, kv.page_size, kv.head_dim));
+      estimate_record_bytes(index.format, kv.page_size, kv.head_dim));
   pool_.parallel_for(kv.num_kv_heads, [&](std::int64_t head, int) {
     for (int i = 0; i < params.num_pages; ++i) {
       const std::int64_t from = params.from[i];

@@ -24,13 +24,11 @@ Support RefBackend::supports(const StepCaps& caps, DType /*cache_dtype*/,
     return no("query heads ", caps.num_q_heads, ", accepted positive multiples of the ",
               caps.num_kv_heads, " KV heads");
   }
-  if (format.key_bits != 0 && format.key_bits != 4 && format.key_bits != 8) {
-    return no("key_bits ", format.key_bits, ", accepted 0, 4 or 8");
+  if (format.key_bits != 0 && format.key_bits != 2 && format.key_bits != 4 &&
+      format.key_bits != 8) {
+    return no("key_bits ", format.key_bits, ", accepted 0, 2, 4 or 8");
   }
-  const int unit = format.key_bits == 4                   ? 8
-                   : format.key_bits == 8                 ? 4
-                   : format.summary != SummaryKind::kNone ? 2
-                                                          : 1;
+  const int unit = head_dim_unit(format);
   if (caps.head_dim % unit != 0) {
     return no("head_dim ", caps.head_dim, ", accepted multiples of ", unit,
               " with this index format");

@@ -25,9 +25,11 @@ class RefBackend final : public Backend {
   // ref_scores.cc
   void do_score_pages(const ScorePagesParams& params, Workspace workspace) override;
   void do_exact_scores(const ExactScoresParams& params, Workspace workspace) override;
+  void score_by_mass(const ScorePagesParams& params);  // ref_mass_scores.cc
   void do_estimate_scores(const EstimateParams& params, Workspace workspace) override;
   // ref_select.cc
   void do_select_pages(const SelectPagesParams& params, Workspace workspace) override;
+  // ref_prune.cc
   void do_prune_top_p(const PruneParams& params, Workspace workspace) override;
   // ref_attend.cc
   void do_attend_dense(const AttendDenseParams& params, Workspace workspace) override;

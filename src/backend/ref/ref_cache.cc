@@ -2,7 +2,7 @@
 
 #include "backend/ref/ref_backend.h"
 #include "backend/ref/ref_rows.h"
-#include "quant/codec.h"
+#include "quant/page_codec.h"
 
 namespace twilight::ref {
 namespace {
@@ -45,21 +45,19 @@ void RefBackend::do_seal_pages(const SealPagesParams& params) {
   const KeyIndexView& index = params.index;
   const auto dim = static_cast<std::size_t>(kv.head_dim);
   std::vector<float> keys(static_cast<std::size_t>(kv.page_size) * dim);
+  std::vector<float> values(keys.size());
   for (std::int64_t i = 0; i < params.num_pages; ++i) {
     const std::int64_t page = params.pages[i];
     for (std::int64_t head = 0; head < kv.num_kv_heads; ++head) {
       for (std::int64_t slot = 0; slot < kv.page_size; ++slot) {
         load_row(kv.dtype, kv.k_rows(page, head) + slot * kv.k.token_stride * dtype_bytes(kv.dtype),
                  std::span(keys).subspan(static_cast<std::size_t>(slot) * dim, dim));
+        if (index.format.value_bits == 0) continue;
+        load_row(kv.dtype, kv.v_rows(page, head) + slot * kv.v.token_stride * dtype_bytes(kv.dtype),
+                 std::span(values).subspan(static_cast<std::size_t>(slot) * dim, dim));
       }
-      if (index.format.summary != SummaryKind::kNone) {
-        encode_summary(index.format.summary, kv.page_size, kv.head_dim, keys,
-                       index.summary(page, head));
-      }
-      if (index.format.key_bits != 0) {
-        encode_estimates(index.format.key_bits, kv.page_size, kv.head_dim, keys,
-                         index.estimate(page, head));
-      }
+      encode_page(index.format, kv.page_size, kv.head_dim, keys, values,
+                  page_records(index, page, head, kv.page_size, kv.head_dim));
     }
   }
 }
@@ -74,17 +72,7 @@ void RefBackend::do_copy_pages(const CopyPagesParams& params) {
     copy_rows(kv, kv.k, from, to);
     copy_rows(kv, kv.v, from, to);
     for (std::int64_t head = 0; head < kv.num_kv_heads; ++head) {
-      if (index.format.summary != SummaryKind::kNone) {
-        const std::int64_t bytes = summary_record_bytes(index.format.summary, kv.head_dim);
-        std::memcpy(index.summary(to, head), index.summary(from, head),
-                    static_cast<std::size_t>(bytes));
-      }
-      if (index.format.key_bits != 0) {
-        const std::int64_t bytes =
-            estimate_record_bytes(index.format.key_bits, kv.page_size, kv.head_dim);
-        std::memcpy(index.estimate(to, head), index.estimate(from, head),
-                    static_cast<std::size_t>(bytes));
-      }
+      copy_records(index, from, to, head, kv.page_size, kv.head_dim);
     }
   }
 }

@@ -5,6 +5,8 @@
 #include "backend/ref/ref_backend.h"
 #include "backend/ref/ref_rows.h"
 #include "quant/codec.h"
+#include "quant/page_codec.h"
+#include "quant/rotation.h"
 
 namespace twilight::ref {
 namespace {
@@ -19,6 +21,10 @@ const float* query(const QueryView& q, std::int64_t seq, std::int64_t q_head,
 }  // namespace
 
 void RefBackend::do_score_pages(const ScorePagesParams& params, Workspace /*workspace*/) {
+  if (num_centroids(params.index.format.summary) > 0) {
+    score_by_mass(params);
+    return;
+  }
   const PagedKvView& kv = params.kv;
   const std::int64_t group = params.q.num_heads / kv.num_kv_heads;
   const auto dim = static_cast<std::size_t>(kv.head_dim);
@@ -83,8 +89,11 @@ void RefBackend::do_estimate_scores(const EstimateParams& params, Workspace /*wo
           if (exists && from_keys) {
             load_row(kv.dtype, k_row(kv, seq, token, head), key);
           } else if (exists) {
-            decode_estimate(params.index.format.key_bits, kv.page_size, kv.head_dim,
-                            params.index.estimate(kv.page_of(seq, pages[c]), head), slot, key);
+            decode_estimated_key(params.index.format, kv.page_size, kv.head_dim,
+                                 page_records(params.index, kv.page_of(seq, pages[c]), head,
+                                              kv.page_size, kv.head_dim),
+                                 slot, key);
+            if (params.index.format.key_bits == 2) rotate_back(key);
           }
           for (std::int64_t g = 0; g < group; ++g) {
             const std::int64_t q_head = head * group + g;

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "backend/ref/ref_backend.h"
@@ -27,6 +26,20 @@ std::vector<std::int32_t> ranked_pages(const SelectPagesParams& params, std::int
   return ranked;
 }
 
+/// exp(score - largest) of the sealed pages; 0 for NaN.
+std::vector<double> page_masses(std::int64_t pages, const float* scores) {
+  std::vector<double> masses(static_cast<std::size_t>(pages), 0.0);
+  float top = -std::numeric_limits<float>::infinity();
+  for (std::int64_t page = 0; page < pages; ++page) {
+    if (scores[page] > top) top = scores[page];
+  }
+  for (std::int64_t page = 0; page < pages; ++page) {
+    if (std::isnan(scores[page]) || std::isinf(top)) continue;
+    masses[static_cast<std::size_t>(page)] = std::exp(double{scores[page]} - double{top});
+  }
+  return masses;
+}
+
 std::vector<std::int32_t> candidates(const SelectPagesParams& params, std::int64_t n,
                                      const float* scores) {
   const std::int32_t page_size = params.kv.page_size;
@@ -39,52 +52,22 @@ std::vector<std::int32_t> candidates(const SelectPagesParams& params, std::int64
   }
   if (params.mode != SelectMode::kByScore) return list;
   const std::int64_t budget = params.budget_pages(n);
+  const std::int64_t floor = (params.mass_floor + page_size - 1) / page_size;
+  const std::vector<double> masses = page_masses(n / page_size, scores);
+  double all = 0;
+  double taken = 0;
+  for (const double mass : masses) all += mass;
+  for (const std::int32_t page : list) {
+    if (page < n / page_size) taken += masses[static_cast<std::size_t>(page)];
+  }
   for (const std::int32_t page : ranked_pages(params, n, scores)) {
     if (std::ssize(list) >= budget) break;
+    if (params.mass > 0 && std::ssize(list) >= floor && taken >= params.mass * all) break;
     list.push_back(page);
+    taken += masses[static_cast<std::size_t>(page)];
   }
   std::sort(list.begin(), list.end());
   return list;
-}
-
-/// One query head's view of the candidate slots.
-struct HeadWeights {
-  std::vector<double> weights;       ///< e^(score - row maximum); 0 where -inf or NaN
-  double total = 0;                  ///< sum of the weights, largest first
-  std::vector<std::int64_t> ranked;  ///< slots that are neither -inf nor NaN, largest score first
-
-  HeadWeights(const float* scores, std::int64_t count)
-      : weights(static_cast<std::size_t>(count), 0.0) {
-    for (std::int64_t slot = 0; slot < count; ++slot) {
-      if (scores[slot] > -std::numeric_limits<float>::infinity()) ranked.push_back(slot);
-    }
-    std::stable_sort(ranked.begin(), ranked.end(),
-                     [&](std::int64_t a, std::int64_t b) { return scores[a] > scores[b]; });
-    for (const std::int64_t slot : ranked) {
-      const double max = scores[ranked.front()];
-      const double score = scores[slot];
-      const double weight = score == max ? 1.0 : std::exp(score - max);
-      weights[static_cast<std::size_t>(slot)] = weight;
-      total += weight;
-    }
-  }
-};
-
-/// Marks the head's own set: the shortest run from the top of the ranking with mass >= p and at
-/// least `min_tokens` members, then everything that ties with its last member.
-void mark_top_p(const HeadWeights& head, const float* scores, double p, std::int64_t min_tokens,
-                std::vector<char>& own) {
-  double mass = 0;
-  std::int64_t count = 0;
-  float weakest = 0;
-  for (const std::int64_t slot : head.ranked) {
-    const bool enough = p < 1 && mass >= p * head.total && count >= min_tokens && count > 0;
-    if (enough && scores[slot] != weakest) break;
-    own[static_cast<std::size_t>(slot)] = 1;
-    mass += head.weights[static_cast<std::size_t>(slot)];
-    weakest = scores[slot];
-    ++count;
-  }
 }
 
 }  // namespace
@@ -100,65 +83,6 @@ void RefBackend::do_select_pages(const SelectPagesParams& params, Workspace /*wo
       const std::vector<std::int32_t> list = candidates(params, kv.seq_lens[seq], scores);
       std::copy(list.begin(), list.end(), params.pages + row * params.candidate_stride);
       params.page_counts[row] = static_cast<std::int32_t>(list.size());
-    }
-  }
-}
-
-void RefBackend::do_prune_top_p(const PruneParams& params, Workspace /*workspace*/) {
-  const PagedKvView& kv = params.kv;
-  const std::int64_t group = params.num_q_heads / kv.num_kv_heads;
-  const bool prunes = params.criterion == PruneCriterion::kPerHead;
-  for (std::int64_t i = 0; i < params.seqs.count; ++i) {
-    const std::int64_t seq = params.seqs.at(i);
-    const std::int64_t n = kv.seq_lens[seq];
-    for (std::int64_t kv_head = 0; kv_head < kv.num_kv_heads; ++kv_head) {
-      const std::int64_t row = seq * kv.num_kv_heads + kv_head;
-      const std::int32_t* pages = params.pages + row * params.candidate_stride;
-      const std::int64_t num_slots = std::int64_t{params.page_counts[row]} * kv.page_size;
-      const auto token_of = [&](std::int64_t slot) {
-        return std::int64_t{pages[slot / kv.page_size]} * kv.page_size + slot % kv.page_size;
-      };
-
-      std::vector<char> always(static_cast<std::size_t>(num_slots), 0);
-      for (std::int64_t slot = 0; slot < num_slots; ++slot) {
-        const std::int64_t token = token_of(slot);
-        always[static_cast<std::size_t>(slot)] =
-            token < n && (!prunes || params.forced.contains(token, n, kv.page_size));
-      }
-      std::vector<char> kept = always;
-      std::vector<HeadWeights> heads;
-      for (std::int64_t g = 0; g < group; ++g) {
-        const std::int64_t q_row = seq * params.num_q_heads + kv_head * group + g;
-        std::vector<char> own = always;
-        if (prunes) {
-          const float* scores = params.estimates + q_row * params.estimate_stride;
-          heads.emplace_back(scores, num_slots);
-          mark_top_p(heads.back(), scores, params.p[q_row], params.min_tokens, own);
-        }
-        params.head_counts[q_row] =
-            static_cast<std::int32_t>(std::count(own.begin(), own.end(), 1));
-        for (std::size_t slot = 0; slot < kept.size(); ++slot) kept[slot] |= own[slot];
-      }
-
-      std::int32_t count = 0;
-      for (std::int64_t slot = 0; slot < num_slots; ++slot) {
-        if (kept[static_cast<std::size_t>(slot)] == 0) continue;
-        params.kept[row * params.kept_stride + count++] = static_cast<std::int32_t>(token_of(slot));
-      }
-      params.kept_counts[row] = count;
-      for (std::int64_t g = 0; g < group; ++g) {
-        const std::int64_t q_row = seq * params.num_q_heads + kv_head * group + g;
-        params.head_mass[q_row] = 1.0F;
-        if (!prunes) continue;
-        const HeadWeights& head = heads[static_cast<std::size_t>(g)];
-        double mass = 0;
-        for (const std::int64_t slot : head.ranked) {
-          if (kept[static_cast<std::size_t>(slot)] != 0) {
-            mass += head.weights[static_cast<std::size_t>(slot)];
-          }
-        }
-        params.head_mass[q_row] = head.total > 0 ? static_cast<float>(mass / head.total) : 0.0F;
-      }
     }
   }
 }
