@@ -42,7 +42,9 @@ class CpuBackend final : public Backend {
   // cpu_select.cc
   [[nodiscard]] std::size_t select_workspace_bytes(const StepCaps& caps) const;
   void do_select_pages(const SelectPagesParams& params, Workspace workspace) override;
+  // cpu_prune.cc
   void do_prune_top_p(const PruneParams& params, Workspace workspace) override;
+  // cpu_fused.cc
   void do_select_and_prune(const SelectAndPruneParams& params, Workspace workspace) override;
   // cpu_attend.cc
   [[nodiscard]] std::size_t attend_workspace_bytes(const StepCaps& caps) const;
