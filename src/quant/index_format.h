@@ -96,7 +96,9 @@ struct PageParams {
   /// Mean over tokens and channels of the squared residual.
   std::uint16_t variance;
   std::uint16_t value_scale;
-  /// Largest distance |v - mean v| over the page's tokens, the decoded mean, rounded up.
+  /// Largest distance |v - mean v| over the page's tokens from the decoded mean, an upper bound:
+  /// f16 rounded up of sqrt(largest sum) * (1 + 2^-19), at most 65504. Distances whose squares
+  /// vanish in f32 (below 2^-64) may count as 0.
   std::uint16_t value_spread;
   std::uint16_t unused;
 };
@@ -201,13 +203,13 @@ struct KeyIndexView {
   std::int64_t params_page_stride = 0;
   std::int64_t params_head_stride = 0;
 
-  [[nodiscard]] std::byte* summary(std::int64_t page, std::int64_t head) const {
+  [[nodiscard]] constexpr std::byte* summary(std::int64_t page, std::int64_t head) const {
     return summaries + page * summary_page_stride + head * summary_head_stride;
   }
-  [[nodiscard]] std::byte* estimate(std::int64_t page, std::int64_t head) const {
+  [[nodiscard]] constexpr std::byte* estimate(std::int64_t page, std::int64_t head) const {
     return estimates + page * estimate_page_stride + head * estimate_head_stride;
   }
-  [[nodiscard]] std::byte* value_mean(std::int64_t page, std::int64_t head) const {
+  [[nodiscard]] constexpr std::byte* value_mean(std::int64_t page, std::int64_t head) const {
     return value_means + page * value_page_stride + head * value_head_stride;
   }
   [[nodiscard]] PageParams* page_params(std::int64_t page, std::int64_t head) const {
@@ -215,7 +217,7 @@ struct KeyIndexView {
                                          head * params_head_stride);
   }
   /// Codes of the means that centre the 2-bit estimates of a page.
-  [[nodiscard]] std::byte* centres(std::int64_t page, std::int64_t head, int page_size,
+  [[nodiscard]] constexpr std::byte* centres(std::int64_t page, std::int64_t head, int page_size,
                                    int head_dim) const {
     if (!format.own_centre()) return summary(page, head);
     return estimate(page, head) + estimate_record_bytes(format, page_size, head_dim) -

@@ -16,6 +16,10 @@
 namespace twilight {
 namespace {
 
+/// At D = 512 a term of the sum of squares passes through 38 roundings of relative 2^-24; the root
+/// halves them and adds its own and that of this product: 21 in all, below 2^-19.
+constexpr float kSpreadMargin = 1.0F + 0x1p-19F;
+
 /// Rows of a page, [P, D].
 std::span<const float> row_of(std::span<const float> rows, int slot, int head_dim) {
   const auto dim = static_cast<std::size_t>(head_dim);
@@ -125,8 +129,7 @@ void encode_value_mean(int page_size, int head_dim, std::span<const float> value
                           return gap * gap;
                         }));
   }
-  // Eight roundings of relative 2^-24 and the square root's own stay below 2^-20.
-  const float spread = std::min(std::sqrt(farthest) * (1.0F + 0x1p-20F), kF16Max);
+  const float spread = std::min(std::sqrt(farthest) * kSpreadMargin, kF16Max);
   std::uint16_t bits = f16_clamped(spread);
   if (f16_to_f32(bits) < spread) ++bits;
   records.params->value_spread = bits;

@@ -318,11 +318,14 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
   const std::int32_t page_size = caps_.page_size;
   const std::int32_t sealed = params.kv.sealed_pages(seq);
   const std::int32_t open_tokens = n % page_size;
-  const IndexFormat& format = params.index.format;
-  const bool scored_centres =
-      selector_->mode() == SelectMode::kByScore && num_centroids(format.summary) > 0;
-  const std::int64_t params_bytes =
-      format.has_params() && !scored_centres ? static_cast<std::int64_t>(sizeof(PageParams)) : 0;
+  // PageParams count once: with the summaries where those are scored and need them, with 2-bit
+  // records otherwise, and else with the value means.
+  const bool scored_params =
+      selector_->mode() == SelectMode::kByScore && num_centroids(selector_->summary()) > 0;
+  const bool estimate_params = !scored_params && policy_.key_bits == 2;
+  constexpr auto kParamsBytes = static_cast<std::int64_t>(sizeof(PageParams));
+  const std::int64_t tail_bytes =
+      nibble_bytes(caps_.head_dim) + (scored_params || estimate_params ? 0 : kParamsBytes);
   const std::int64_t record_bytes =
       policy_.key_bits == 16
           ? page_size * row_bytes
@@ -341,10 +344,9 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
     stats.attended[h] = s.kept_counts[unit];
     if (policy_.prune) {
       stats.bytes_read +=
-          sealed_candidates * (record_bytes + params_bytes) + open_tokens * row_bytes;
-      if (s.tail_mass != nullptr) {
-        stats.bytes_read += tail_pages(s, unit, count) * nibble_bytes(caps_.head_dim);
-      }
+          sealed_candidates * (record_bytes + (estimate_params ? kParamsBytes : 0)) +
+          open_tokens * row_bytes;
+      if (s.tail_mass != nullptr) stats.bytes_read += tail_pages(s, unit, count) * tail_bytes;
     }
     stats.bytes_read += 2 * row_bytes * s.kept_counts[unit];
   }

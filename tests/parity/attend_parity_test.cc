@@ -97,6 +97,13 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
         ref_(make_ref_backend()),
         expected_(case_, fixture_) {}
 
+  void SetUp() override {
+    ThreadPool pool(1);
+    const Support support = make_cpu_backend(pool, isa_)
+                                ->supports(expected_.caps(), case_.shape.dtype, case_.shape.format);
+    if (!support) GTEST_SKIP() << support.reason;
+  }
+
   template <typename Op>
   static void run(Backend& backend, StepBuffers& buffers, const Op& op) {
     TestWorkspace workspace(backend, buffers.caps());

@@ -48,6 +48,12 @@ class SelectParity : public ::testing::TestWithParam<Param> {
     expected_.run_selection(*ref_, workspace.get());
   }
 
+  void SetUp() override {
+    const Support support =
+        cpus_[0]->supports(expected_.caps(), case_.shape.dtype, case_.shape.format);
+    if (!support) GTEST_SKIP() << support.reason;
+  }
+
   // What an op under test starts from.
   void copy_inputs(StepBuffers& to, bool with_candidates) const {
     to.scores = expected_.scores;

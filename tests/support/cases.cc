@@ -282,6 +282,20 @@ std::vector<OpCase> make_large_cases() {
   tied.options.distribution = Distribution::kTiedGroups;
   tied.policy.mode = SelectMode::kAll;
   cases.push_back(tied);
+  OpCase adaptive = one;
+  adaptive.name = "long_adaptive";
+  adaptive.shape.format = {.summary = SummaryKind::kCentroid, .key_bits = 2, .value_bits = 4};
+  adaptive.policy.criterion = PruneCriterion::kGroupMean;
+  adaptive.policy.p = 0.9F;
+  adaptive.policy.tail = true;
+  cases.push_back(adaptive);
+  adaptive.name = "long_ragged_adaptive";
+  adaptive.shape.lengths = {8000, 17, 4096, 0, 2047, 1};
+  adaptive.shape.format.summary = SummaryKind::kSubCentroid;
+  adaptive.policy.mass = 0.8;
+  adaptive.policy.mass_floor = 512;
+  adaptive.policy.mixed_p = true;
+  cases.push_back(adaptive);
   return cases;
 }
 
@@ -305,6 +319,7 @@ const std::vector<OpCase>& large_cases() {
 std::vector<OpCase> standard_cases() {
   std::vector<OpCase> cases = corner_cases();
   cases.insert(cases.end(), correctness_cases().begin(), correctness_cases().end());
+  cases.insert(cases.end(), adaptive_cases().begin(), adaptive_cases().end());
   return cases;
 }
 
@@ -312,6 +327,17 @@ std::vector<OpCase> all_cases() {
   std::vector<OpCase> cases = standard_cases();
   cases.insert(cases.end(), large_cases().begin(), large_cases().end());
   return cases;
+}
+
+std::vector<OpCase> in_layout(const std::vector<OpCase>& cases, IndexLayout layout) {
+  std::vector<OpCase> out;
+  for (OpCase c : cases) {
+    c.shape.format.layout = layout;
+    if (c.shape.head_dim % head_dim_unit(c.shape.format) != 0) continue;
+    c.name += layout == IndexLayout::kMma ? "_mma" : "_token_lanes";
+    out.push_back(std::move(c));
+  }
+  return out;
 }
 
 std::ostream& operator<<(std::ostream& out, const OpCase& op_case) { return out << op_case.name; }

@@ -17,6 +17,9 @@ struct CasePolicy {
   double fraction = 0.25;
   std::int32_t min_candidate_tokens = 64;
   std::int32_t max_candidate_tokens = 1 << 20;
+  /// Above 0: candidates stop at this share of the estimated mass, not below `mass_floor` tokens.
+  double mass = 0;
+  std::int32_t mass_floor = 0;
   ForcedTokens forced{.sink_tokens = 4, .recent_pages = 1};
   PruneCriterion criterion = PruneCriterion::kPerHead;
   float p = 0.95F;
@@ -24,6 +27,7 @@ struct CasePolicy {
   bool mixed_p = false;
   std::int32_t min_tokens = 1;
   bool exact_keys = false;
+  bool tail = false;  ///< wants a format with value means
 };
 
 /// One decode step: everything an op or a chain of ops needs. The same list runs against every
@@ -44,12 +48,18 @@ struct OpCase {
 [[nodiscard]] const std::vector<OpCase>& corner_cases();
 /// Ordinary shapes over all dtypes, index formats and distributions.
 [[nodiscard]] const std::vector<OpCase>& correctness_cases();
+/// Rotated index planes, the group criterion, selection by mass and the tail, all small: over page
+/// sizes, head dimensions, groups, dtypes and distributions.
+[[nodiscard]] const std::vector<OpCase>& adaptive_cases();
 /// A few thousand tokens and more; a second or so each with the scalar reference.
 [[nodiscard]] const std::vector<OpCase>& large_cases();
-/// Corner and correctness.
+/// Corner, correctness and adaptive.
 [[nodiscard]] std::vector<OpCase> standard_cases();
-/// All three.
+/// All of them.
 [[nodiscard]] std::vector<OpCase> all_cases();
+
+/// Those of `cases` whose format a layout can hold, in that layout, with its name at the end.
+[[nodiscard]] std::vector<OpCase> in_layout(const std::vector<OpCase>& cases, IndexLayout layout);
 
 /// For GoogleTest messages.
 std::ostream& operator<<(std::ostream& out, const OpCase& op_case);

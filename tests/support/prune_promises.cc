@@ -27,9 +27,9 @@ std::vector<std::int64_t> slot_tokens(std::span<const std::int32_t> pages, std::
 /// Scores of one head, sorted, with the mass of every run from the top.
 class Ranking {
  public:
-  explicit Ranking(std::span<const float> scores) {
-    for (const float s : scores) {
-      if (s > -std::numeric_limits<float>::infinity()) sorted_.push_back(s);
+  explicit Ranking(std::span<const double> scores) {
+    for (const double s : scores) {
+      if (s > -std::numeric_limits<double>::infinity()) sorted_.push_back(s);
     }
     std::sort(sorted_.begin(), sorted_.end(), std::greater<>());
     prefix_.push_back(0.0);
@@ -40,6 +40,7 @@ class Ranking {
     return score == sorted_.front() ? 1.0 : std::exp(score - sorted_.front());
   }
   [[nodiscard]] double total() const { return prefix_.back(); }
+  [[nodiscard]] double top() const { return sorted_.front(); }
   [[nodiscard]] std::size_t size() const { return sorted_.size(); }
 
   struct Above {
@@ -94,94 +95,145 @@ void check_kept_list(const OpCase& op_case, const PagedFixture& fixture, std::in
   }
 }
 
-struct HeadRow {
-  std::span<const float> scores;
-  float p = 0;
-  std::int32_t count = 0;
-  float mass = 0;
+/// One (sequence, KV head) of a pruned step.
+struct Unit {
+  const OpCase& op_case;
+  std::int64_t n = 0;
+  std::span<const std::int64_t> tokens;  ///< of the candidate slots
+  std::span<const std::int32_t> kept;
+
+  [[nodiscard]] bool forced(std::int64_t token) const {
+    return op_case.policy.forced.contains(token, n, op_case.shape.page_size);
+  }
 };
 
-/// Checks one head and marks in `allowed` the tokens it may have put into the union.
-void check_head(const OpCase& op_case, const PagedFixture& fixture, std::int64_t seq,
-                std::span<const std::int64_t> tokens, std::span<const std::int32_t> kept,
-                const HeadRow& row, PromiseTolerance tolerance, std::set<std::int64_t>& allowed) {
-  const std::int64_t n = fixture.kv().seq_lens[seq];
-  const Ranking ranking(row.scores);
-  if (ranking.size() == 0) {
-    EXPECT_EQ(row.mass, 0.0F);
-    return;
-  }
-  const double p = row.p;
+/// Checks the top-p set of one row of scores (logs of weights) and marks in `allowed` the tokens it
+/// may have put into the union. `count` is what the step says of the set with the forced tokens.
+void check_set(const Unit& unit, std::span<const double> scores, double p, std::int32_t count,
+               PromiseTolerance tolerance, std::set<std::int64_t>& allowed) {
+  const Ranking ranking(scores);
+  if (ranking.size() == 0) return;
   const double total = ranking.total();
   double kept_mass = 0;
   std::int64_t fewest = 0;
   std::int64_t most = 0;
-  for (std::size_t slot = 0; slot < tokens.size(); ++slot) {
-    const std::int64_t token = tokens[slot];
+  for (std::size_t slot = 0; slot < unit.tokens.size(); ++slot) {
+    const std::int64_t token = unit.tokens[slot];
     if (token < 0) continue;
-    const double score = row.scores[slot];
-    const bool forced = op_case.policy.forced.contains(token, n, fixture.shape().page_size);
+    const double score = scores[slot];
     bool must = false;
     bool may = false;
     if (score > -std::numeric_limits<double>::infinity()) {
       const auto near = ranking.above_or_near(score, tolerance.score);
       const auto sure = ranking.above(score + tolerance.score);
       must = p >= 1 || near.mass < (p - tolerance.mass) * total || near.count == 0 ||
-             near.count < op_case.policy.min_tokens;
+             near.count < unit.op_case.policy.min_tokens;
       may = p >= 1 || sure.mass < (p + tolerance.mass) * total ||
-            sure.count < op_case.policy.min_tokens;
-      if (is_kept(kept, token)) kept_mass += ranking.weight(score);
+            sure.count < unit.op_case.policy.min_tokens;
+      if (is_kept(unit.kept, token)) kept_mass += ranking.weight(score);
     }
-    ASSERT_TRUE(!must || is_kept(kept, token))
+    ASSERT_TRUE(!must || is_kept(unit.kept, token))
         << "token " << token << " with score " << score << " is needed to reach p = " << p;
     if (may) allowed.insert(token);
-    fewest += must || forced ? 1 : 0;
-    most += may || forced ? 1 : 0;
+    fewest += must || unit.forced(token) ? 1 : 0;
+    most += may || unit.forced(token) ? 1 : 0;
   }
-  EXPECT_GE(row.count, fewest);
-  EXPECT_LE(row.count, most);
-  EXPECT_NEAR(row.mass, kept_mass / total, tolerance.mass + 1e-6);
+  EXPECT_GE(count, fewest);
+  EXPECT_LE(count, most);
   EXPECT_GE(kept_mass, (p - tolerance.mass - 1e-12) * total);
 }
 
-/// One step with its own buffers.
-struct StepRun {
-  StepRun(Backend& backend, const OpCase& op_case, const PagedFixture& fixture)
-      : step(op_case, fixture), workspace(backend, step.caps()) {
-    step.run_selection(backend, workspace.get());
-    backend.attend_sparse(step.attend_sparse_params(), workspace.get());
+/// Mass of what is attended under one head's own weights, and what its tail holds of each page.
+void check_masses(const Unit& unit, std::span<const double> scores, float head_mass,
+                  PromiseTolerance tolerance, const StepBuffers& step, std::int64_t seq,
+                  std::int64_t q_head) {
+  const Ranking ranking(scores);
+  const auto page_size = static_cast<std::size_t>(unit.op_case.shape.page_size);
+  std::vector<double> dropped(unit.tokens.size() / page_size, 0.0);
+  double kept_mass = 0;
+  for (std::size_t slot = 0; slot < unit.tokens.size() && ranking.size() > 0; ++slot) {
+    if (unit.tokens[slot] < 0 || !(scores[slot] > -std::numeric_limits<double>::infinity())) {
+      continue;
+    }
+    const double weight = ranking.weight(scores[slot]);
+    (is_kept(unit.kept, unit.tokens[slot]) ? kept_mass : dropped[slot / page_size]) += weight;
   }
-  StepBuffers step;
-  TestWorkspace workspace;
-};
-
-template <typename T>
-bool same_bits(std::span<const T> a, std::span<const T> b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  EXPECT_NEAR(head_mass, ranking.size() == 0 ? 0.0 : kept_mass / ranking.total(),
+              tolerance.mass + 1e-6);
+  if (!step.has_tail()) return;
+  const float shift =
+      step.tail_shift[static_cast<std::size_t>(seq * unit.op_case.shape.num_q_heads + q_head)];
+  EXPECT_EQ(shift, ranking.size() == 0 ? -std::numeric_limits<float>::infinity()
+                                       : static_cast<float>(ranking.top()));
+  const std::span<const float> row = step.tail_row(seq, q_head);
+  ASSERT_EQ(row.size(), dropped.size());
+  for (std::size_t page = 0; page < row.size(); ++page) {
+    // The rounding to f32, the weights' own and one sum of at most P of them.
+    EXPECT_NEAR(row[page], dropped[page], dropped[page] * (0x1p-20 + 4 * tolerance.score) + 1e-37)
+        << "tail of candidate page " << page;
+  }
 }
 
-void expect_same_sequence(const OpCase& op_case, const PagedFixture& fixture, const StepBuffers& a,
-                          std::int64_t seq_a, const StepBuffers& b, std::int64_t seq_b) {
-  const FixtureShape& shape = fixture.shape();
-  for (std::int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    SCOPED_TRACE(where(op_case, seq_a, head));
-    EXPECT_TRUE(same_bits(a.candidate_pages(seq_a, head), b.candidate_pages(seq_b, head)));
-    EXPECT_TRUE(same_bits(a.kept_tokens(seq_a, head), b.kept_tokens(seq_b, head)));
+/// Log of the mean over the group of the heads' normalised weights. What f32 cannot hold (below
+/// 2^-126) ranks behind, by the largest log weight of any head.
+std::vector<double> group_scores(std::span<const std::vector<double>> heads) {
+  constexpr double kBehind = 1e4;
+  const std::size_t slots = heads.front().size();
+  std::vector<double> mean(slots, 0.0);
+  std::vector<double> largest(slots, -std::numeric_limits<double>::infinity());
+  for (const std::vector<double>& scores : heads) {
+    const Ranking ranking(scores);
+    if (ranking.size() == 0) continue;
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      if (!(scores[slot] > -std::numeric_limits<double>::infinity())) continue;
+      mean[slot] +=
+          ranking.weight(scores[slot]) / ranking.total() / static_cast<double>(heads.size());
+      largest[slot] =
+          std::max(largest[slot], scores[slot] - ranking.top() - std::log(ranking.total()));
+    }
   }
-  for (std::int64_t head = 0; head < shape.num_q_heads; ++head) {
-    SCOPED_TRACE(where(op_case, seq_a, head));
-    const auto row_a = static_cast<std::size_t>(seq_a * shape.num_q_heads + head);
-    const auto row_b = static_cast<std::size_t>(seq_b * shape.num_q_heads + head);
-    EXPECT_EQ(a.head_counts[row_a], b.head_counts[row_b]);
-    EXPECT_EQ(a.head_mass[row_a], b.head_mass[row_b]);
-    EXPECT_TRUE(same_bits(a.out_row(seq_a, head), b.out_row(seq_b, head)));
+  for (std::size_t slot = 0; slot < slots; ++slot) {
+    mean[slot] = mean[slot] >= 0x1p-126 ? std::log(mean[slot]) : largest[slot] - kBehind;
+  }
+  return mean;
+}
+
+/// Candidates by mass: as many of the best pages as the promise takes, no more.
+void check_mass_promises(const CasePolicy& policy, std::int64_t page_size, std::int64_t n,
+                         std::int64_t most, std::span<const float> scores,
+                         std::span<const std::int32_t> pages, double slack) {
+  double top = -std::numeric_limits<double>::infinity();
+  for (const float score : scores) top = std::max(top, double{score});
+  const auto mass_of = [&](std::int64_t page) {
+    return std::exp(double{scores[static_cast<std::size_t>(page)]} - top);
+  };
+  double all = 0;
+  for (std::int64_t page = 0; page < std::ssize(scores); ++page) all += mass_of(page);
+  double taken = 0;
+  std::int64_t num_forced = 0;
+  double weakest = std::numeric_limits<double>::infinity();
+  for (const std::int32_t page : pages) {
+    const bool forced = policy.forced.contains_page(page, n, static_cast<int>(page_size));
+    num_forced += forced ? 1 : 0;
+    if (page >= std::ssize(scores)) continue;
+    taken += mass_of(page);
+    if (!forced) weakest = std::min(weakest, mass_of(page));
+  }
+  const std::int64_t floor = (policy.mass_floor + page_size - 1) / page_size;
+  EXPECT_LE(std::ssize(pages), most);
+  EXPECT_GE(std::ssize(pages), std::min(most, std::max(num_forced, floor)));
+  if (std::ssize(pages) < most) {
+    EXPECT_GE(taken, (policy.mass - slack) * all);
+  }
+  if (std::ssize(pages) > std::max(num_forced, floor)) {
+    EXPECT_LT(taken - weakest, (policy.mass + slack) * all);
   }
 }
 
 }  // namespace
 
 void check_select_promises(const OpCase& op_case, const PagedFixture& fixture,
-                           const StepBuffers& step) {
+                           const StepBuffers& step, PromiseTolerance tolerance) {
   const PagedKvView kv = fixture.kv();
   SelectPagesParams budget;
   budget.kv = kv;
@@ -216,7 +268,13 @@ void check_select_promises(const OpCase& op_case, const PagedFixture& fixture,
       if (op_case.policy.mode == SelectMode::kByScore) {
         want = std::max(want, std::min<std::int64_t>(kv.total_pages(seq), budget.budget_pages(n)));
       }
-      EXPECT_EQ(std::ssize(pages), want);
+      const bool by_mass = op_case.policy.mode == SelectMode::kByScore && op_case.policy.mass > 0;
+      if (by_mass) {
+        check_mass_promises(op_case.policy, kv.page_size, n, want, step.scores_row(seq, head),
+                            pages, tolerance.mass + 1e-12);
+      } else {
+        EXPECT_EQ(std::ssize(pages), want);
+      }
       if (op_case.policy.mode != SelectMode::kByScore) continue;
       const std::span<const float> scores = step.scores_row(seq, head);
       for (const std::int32_t taken : pages) {
@@ -266,17 +324,33 @@ void check_prune_promises(const OpCase& op_case, const PagedFixture& fixture,
         }
         continue;
       }
+      const Unit unit{op_case, fixture.kv().seq_lens[seq], tokens, kept};
       std::set<std::int64_t> allowed;
+      std::vector<std::vector<double>> scores;
+      float largest_p = 0;
       for (std::int64_t g = 0; g < group; ++g) {
         SCOPED_TRACE("query head " + std::to_string(g) + " of the group");
         const std::int64_t q_head = kv_head * group + g;
-        check_head(op_case, fixture, seq, tokens, kept,
-                   {.scores = step.estimates_row(step.estimates_before_prune, seq, q_head),
-                    .p = step.p[q_row(g)],
-                    .count = step.head_counts[q_row(g)],
-                    .mass = step.head_mass[q_row(g)]},
-                   tolerance, allowed);
+        const auto row = step.estimates_row(step.estimates_before_prune, seq, q_head);
+        scores.emplace_back(row.begin(), row.end());
+        largest_p = std::max(largest_p, step.p[q_row(g)]);
+        check_masses(unit, scores.back(), step.head_mass[q_row(g)], tolerance, step, seq, q_head);
+        if (op_case.policy.criterion != PruneCriterion::kPerHead) continue;
+        check_set(unit, scores.back(), step.p[q_row(g)], step.head_counts[q_row(g)], tolerance,
+                  allowed);
         if (::testing::Test::HasFatalFailure()) return;
+      }
+      if (op_case.policy.criterion == PruneCriterion::kGroupMean) {
+        // Means come from sums in double here and there: equal ones may differ by their rounding.
+        constexpr double kTies = 1e-11;
+        check_set(unit, group_scores(scores), largest_p, step.head_counts[q_row(0)],
+                  {.mass = tolerance.mass + 1e-12, .score = std::max(tolerance.score, kTies)},
+                  allowed);
+        if (::testing::Test::HasFatalFailure()) return;
+        for (std::int64_t g = 1; g < group; ++g) {
+          EXPECT_EQ(step.head_counts[q_row(g)], step.head_counts[q_row(0)]);
+        }
+        EXPECT_EQ(step.head_counts[q_row(0)], std::ssize(kept));
       }
       for (const std::int32_t token : kept) {
         EXPECT_TRUE(
@@ -284,96 +358,6 @@ void check_prune_promises(const OpCase& op_case, const PagedFixture& fixture,
             op_case.policy.forced.contains(token, fixture.kv().seq_lens[seq], shape.page_size))
             << "token " << token << " is in no head's set and not forced";
       }
-    }
-  }
-}
-
-void check_larger_p_keeps_superset(Backend& backend, const OpCase& op_case) {
-  const PagedFixture fixture = op_case.make_fixture();
-  OpCase varied = op_case;
-  varied.policy.mixed_p = false;
-  std::vector<std::vector<std::int32_t>> before;
-  for (const float p : {1e-6F, 0.3F, 0.7F, 0.9F, 0.99F, 0.9999F, 1.0F}) {
-    varied.policy.p = p;
-    const StepRun run(backend, varied, fixture);
-    std::vector<std::vector<std::int32_t>> now;
-    for (std::int64_t seq = 0; seq < fixture.num_seqs(); ++seq) {
-      for (std::int64_t head = 0; head < fixture.shape().num_kv_heads; ++head) {
-        now.emplace_back();
-        if (!run.step.in_subset(seq)) continue;
-        const std::span<const std::int32_t> kept = run.step.kept_tokens(seq, head);
-        now.back().assign(kept.begin(), kept.end());
-        if (before.empty()) continue;
-        const std::vector<std::int32_t>& smaller = before[now.size() - 1];
-        EXPECT_TRUE(std::includes(kept.begin(), kept.end(), smaller.begin(), smaller.end()))
-            << where(op_case, seq, head) << ", p " << p;
-      }
-    }
-    before = std::move(now);
-  }
-}
-
-void check_batch_independence(Backend& backend, const OpCase& op_case) {
-  const PagedFixture fixture = op_case.make_fixture();
-  OpCase all = op_case;
-  all.subset = false;
-  StepRun together(backend, all, fixture);
-
-  StepBuffers alone(all, fixture);
-  TestWorkspace workspace(backend, alone.caps());
-  for (std::int32_t seq = 0; seq < fixture.num_seqs(); ++seq) {
-    alone.set_subset({seq});
-    alone.run_selection(backend, workspace.get());
-    backend.attend_sparse(alone.attend_sparse_params(), workspace.get());
-  }
-
-  OpCase turned_case = all;
-  std::reverse(turned_case.shape.lengths.begin(), turned_case.shape.lengths.end());
-  turned_case.options.shared_prefix_pages = 0;
-  turned_case.options.seed += 1000;
-  PagedFixture turned_fixture = turned_case.make_fixture();
-  const std::int32_t last = fixture.num_seqs() - 1;
-  for (std::int32_t seq = 0; seq <= last; ++seq) {
-    for (std::int32_t h = 0; h < fixture.shape().num_kv_heads; ++h) {
-      for (std::int32_t t = 0; t < fixture.kv().seq_lens[seq]; ++t) {
-        turned_fixture.set_k(last - seq, t, h, fixture.k_row(seq, t, h));
-        turned_fixture.set_v(last - seq, t, h, fixture.v_row(seq, t, h));
-      }
-    }
-    for (std::int32_t h = 0; h < fixture.shape().num_q_heads; ++h) {
-      turned_fixture.set_q(last - seq, h, fixture.q_row(seq, h));
-    }
-  }
-  turned_fixture.seal();
-  StepBuffers turned(turned_case, turned_fixture);
-  const auto heads = static_cast<std::ptrdiff_t>(fixture.shape().num_q_heads);
-  for (std::ptrdiff_t seq = 0; seq <= last; ++seq) {
-    std::copy_n(together.step.p.begin() + seq * heads, heads,
-                turned.p.begin() + (last - seq) * heads);
-  }
-  turned.run_selection(backend, workspace.get());
-  backend.attend_sparse(turned.attend_sparse_params(), workspace.get());
-
-  for (std::int32_t seq = 0; seq <= last; ++seq) {
-    expect_same_sequence(op_case, fixture, together.step, seq, alone, seq);
-    expect_same_sequence(op_case, fixture, together.step, seq, turned, last - seq);
-  }
-}
-
-void check_full_mass_is_dense(Backend& backend, const OpCase& op_case) {
-  const PagedFixture fixture = op_case.make_fixture();
-  OpCase full = op_case;
-  full.policy.mode = SelectMode::kAll;
-  full.policy.p = 1.0F;
-  full.policy.mixed_p = false;
-  StepRun sparse(backend, full, fixture);
-  StepBuffers dense(full, fixture);
-  backend.attend_dense(dense.attend_dense_params(), sparse.workspace.get());
-  for (std::int64_t seq = 0; seq < fixture.num_seqs(); ++seq) {
-    if (!sparse.step.in_subset(seq)) continue;
-    for (std::int64_t head = 0; head < fixture.shape().num_q_heads; ++head) {
-      EXPECT_TRUE(same_bits(sparse.step.out_row(seq, head), dense.out_row(seq, head)))
-          << where(op_case, seq, head);
     }
   }
 }

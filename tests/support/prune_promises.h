@@ -20,17 +20,20 @@ struct PromiseTolerance {
 inline constexpr PromiseTolerance kF32Promises{.mass = 2e-6, .score = 4e-6};
 
 /// Candidate lists of `step`: ascending, in range, forced pages in, within the budget, and no page
-/// left out scores above one taken. Sequences outside the subset are untouched.
+/// left out scores above one taken. By mass: the fewest pages that reach it, but for floor and
+/// budget. Sequences outside the subset are untouched.
 void check_select_promises(const OpCase& op_case, const PagedFixture& fixture,
-                           const StepBuffers& step);
+                           const StepBuffers& step, PromiseTolerance tolerance = {});
 
 /// Kept lists of `step`, given its candidates, `estimates_before_prune` and p:
 ///  - ascending tokens of candidate pages below N, forced tokens among them;
 ///  - every head keeps a token exactly if the strictly heavier ones have mass below p, or are fewer
 ///    than min_tokens: so mass is >= p, dropping the weakest kept (with its ties) falls below p,
 ///    and ties stay together; at p = 1 nothing but -inf and NaN is dropped;
+///  - for the group criterion the same of the mean of the group's weights and its largest p;
 ///  - the list is the union over the group and forced, head_counts and head_mass say what they
-///    should; without a criterion everything is kept.
+///    should; without a criterion everything is kept;
+///  - the tail holds, page by page, the weight of what was dropped.
 void check_prune_promises(const OpCase& op_case, const PagedFixture& fixture,
                           const StepBuffers& step, PromiseTolerance tolerance);
 

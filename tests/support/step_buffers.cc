@@ -50,6 +50,8 @@ StepBuffers::StepBuffers(const OpCase& op_case, const PagedFixture& fixture)
   kept_counts.assign(rows_kv, kGarbage);
   head_counts.assign(rows_q, kGarbage);
   head_mass.assign(rows_q, kNan);
+  tail_mass.assign(rows_q * static_cast<std::size_t>(candidate_stride), kNan);
+  tail_shift.assign(rows_q, kNan);
   out.assign(static_cast<std::size_t>(b * out_seq_stride), kNan);
 }
 
@@ -70,6 +72,8 @@ bool StepBuffers::in_subset(std::int64_t seq) const {
 bool StepBuffers::has_scores() const { return case_.policy.mode == SelectMode::kByScore; }
 
 bool StepBuffers::has_estimates() const { return case_.policy.criterion != PruneCriterion::kNone; }
+
+bool StepBuffers::has_tail() const { return case_.policy.tail; }
 
 ScorePagesParams StepBuffers::score_params() {
   return {.seqs = seqs(),
@@ -98,6 +102,8 @@ SelectPagesParams StepBuffers::select_params() {
           .fraction = case_.policy.fraction,
           .min_tokens = case_.policy.min_candidate_tokens,
           .max_tokens = case_.policy.max_candidate_tokens,
+          .mass = case_.policy.mass,
+          .mass_floor = case_.policy.mass_floor,
           .scores = has_scores() ? scores.data() : nullptr,
           .page_stride = page_stride,
           .pages = pages.data(),
@@ -136,7 +142,9 @@ PruneParams StepBuffers::prune_params() {
           .kept_counts = kept_counts.data(),
           .kept_stride = kept_stride,
           .head_counts = head_counts.data(),
-          .head_mass = head_mass.data()};
+          .head_mass = head_mass.data(),
+          .tail_mass = has_tail() ? tail_mass.data() : nullptr,
+          .tail_shift = has_tail() ? tail_shift.data() : nullptr};
 }
 
 SelectAndPruneParams StepBuffers::select_and_prune_params() {
@@ -163,8 +171,18 @@ AttendSparseParams StepBuffers::attend_sparse_params() {
           .kept = kept.data(),
           .kept_counts = kept_counts.data(),
           .kept_stride = kept_stride,
+          .tail = {.mass = has_tail() ? tail_mass.data() : nullptr,
+                   .shift = has_tail() ? tail_shift.data() : nullptr,
+                   .pages = pages.data(),
+                   .page_counts = page_counts.data(),
+                   .candidate_stride = candidate_stride,
+                   .index = fixture_.index()},
           .out = out.data(),
           .out_seq_stride = out_seq_stride};
+}
+
+SparseStepParams StepBuffers::sparse_step_params() {
+  return {.prune = select_and_prune_params(), .attend = attend_sparse_params()};
 }
 
 StepCaps StepBuffers::caps() const {
@@ -216,6 +234,14 @@ std::span<const float> StepBuffers::estimates_row(const std::vector<float>& valu
   return std::span(values).subspan(
       static_cast<std::size_t>((seq * shape.num_q_heads + q_head) * estimate_stride),
       static_cast<std::size_t>(count));
+}
+
+std::span<const float> StepBuffers::tail_row(std::int64_t seq, std::int64_t q_head) const {
+  const std::int64_t r = seq * fixture_.shape().num_q_heads + q_head;
+  const std::int64_t kv_row = row(seq, q_head / fixture_.group_size());
+  return std::span(tail_mass).subspan(
+      static_cast<std::size_t>(r * candidate_stride),
+      static_cast<std::size_t>(page_counts[static_cast<std::size_t>(kv_row)]));
 }
 
 std::span<const float> StepBuffers::out_row(std::int64_t seq, std::int64_t q_head) const {

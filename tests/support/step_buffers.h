@@ -31,11 +31,13 @@ class StepBuffers {
   [[nodiscard]] SelectAndPruneParams select_and_prune_params();
   [[nodiscard]] AttendDenseParams attend_dense_params();
   [[nodiscard]] AttendSparseParams attend_sparse_params();
+  [[nodiscard]] SparseStepParams sparse_step_params();
   [[nodiscard]] StepCaps caps() const;
 
   /// Whether the case needs page scores, or estimates, at all.
   [[nodiscard]] bool has_scores() const;
   [[nodiscard]] bool has_estimates() const;
+  [[nodiscard]] bool has_tail() const;
   /// Runs score, select, estimate and prune one after the other, as far as the case has them.
   /// `estimates_before_prune` then holds what prune was given.
   void run_selection(Backend& backend, Workspace workspace);
@@ -55,6 +57,8 @@ class StepBuffers {
   /// The candidate slots of one query head: page_counts * P entries.
   [[nodiscard]] std::span<const float> estimates_row(const std::vector<float>& estimates,
                                                      std::int64_t seq, std::int64_t q_head) const;
+  /// What a query head dropped of each candidate page: page_counts entries.
+  [[nodiscard]] std::span<const float> tail_row(std::int64_t seq, std::int64_t q_head) const;
   [[nodiscard]] std::span<const float> out_row(std::int64_t seq, std::int64_t q_head) const;
 
   std::int64_t page_stride = 0;
@@ -74,6 +78,8 @@ class StepBuffers {
   std::vector<std::int32_t> kept_counts;      ///< [B, Hkv]
   std::vector<std::int32_t> head_counts;      ///< [B, Hq]
   std::vector<float> head_mass;               ///< [B, Hq]
+  std::vector<float> tail_mass;               ///< [B, Hq, candidate_stride]
+  std::vector<float> tail_shift;              ///< [B, Hq]
   std::vector<float> out;                     ///< [B, Hq, D]
 
  private:

@@ -37,13 +37,19 @@ SparsePolicy policy_of(const OpCase& op_case) {
   const CasePolicy& from = op_case.policy;
   SparsePolicy policy;
   policy.name = op_case.name;
+  const SummaryKind summary = op_case.shape.format.summary;
   policy.selector = from.mode == SelectMode::kAll          ? "full"
                     : from.mode == SelectMode::kForcedOnly ? "streaming"
+                    : summary == SummaryKind::kCentroid    ? "centroid"
+                    : summary == SummaryKind::kSubCentroid ? "sub_centroid"
                                                            : "quest";
   policy.candidate_fraction = from.fraction;
   policy.min_candidates = from.min_candidate_tokens;
   policy.max_candidates = from.max_candidate_tokens;
-  policy.prune = from.criterion == PruneCriterion::kPerHead;
+  policy.candidate_mass = from.mass;
+  policy.prune = from.criterion != PruneCriterion::kNone;
+  policy.criterion = from.criterion == PruneCriterion::kGroupMean ? "group_mean" : "per_head";
+  policy.tail = from.tail;
   policy.p = from.p;
   policy.min_tokens = from.min_tokens;
   policy.key_bits = from.exact_keys ? 16 : op_case.shape.format.key_bits;
@@ -54,6 +60,12 @@ SparsePolicy policy_of(const OpCase& op_case) {
   policy.dense_layers = 0;
   policy.dense_below_tokens = 0;
   return policy;
+}
+
+// A policy has one lower limit of candidates.
+OpCase step_case(OpCase op_case) {
+  if (op_case.policy.mass > 0) op_case.policy.mass_floor = op_case.policy.min_candidate_tokens;
+  return op_case;
 }
 
 StepCaps caps_of(const PagedFixture& fixture) {
@@ -127,13 +139,18 @@ void expect_same_stats(const LayerStats& a, const LayerStats& b) {
 class DecodeStepCases : public ::testing::TestWithParam<std::tuple<OpCase, std::string>> {
  protected:
   DecodeStepCases()
-      : case_(std::get<0>(GetParam())),
+      : case_(step_case(std::get<0>(GetParam()))),
         fixture_(case_.make_fixture()),
         pool_(2),
         backend_(make_backend(std::get<1>(GetParam()), pool_)),
         policy_(policy_of(case_)),
         p_(sequence_p(case_, fixture_.num_seqs())) {
     case_.subset = false;
+  }
+  void SetUp() override {
+    const Support support =
+        backend_->supports(caps_of(fixture_), case_.shape.dtype, case_.shape.format);
+    if (!support) GTEST_SKIP() << support.reason;
   }
 
   [[nodiscard]] std::int64_t row_floats() const {
@@ -195,6 +212,7 @@ TEST_P(DecodeStepCases, DensePathsAreDenseAttention) {
   full_mass.sink_tokens = full_mass.recent_pages = 0;
   full_mass.key_bits = case_.shape.format.key_bits == 0 ? 16 : case_.shape.format.key_bits;
   full_mass.prune = true;
+  full_mass.candidate_mass = 0;
   p_.assign(p_.size(), 1.0F);
   const std::pair<SparsePolicy, StepPath> paths[] = {{make_policy("dense"), StepPath::kDensePolicy},
                                                      {layers, StepPath::kDenseLayer},
@@ -258,19 +276,38 @@ TEST_P(DecodeStepCases, MatchesTheOpsAndCountsThem) {
       continue;
     }
     // Bytes: the summary of every sealed page where pages are ranked, the record (or the keys) of
-    // every sealed candidate and the keys of the open page where they are pruned, K and V of every
-    // token attended.
-    const std::int64_t summary =
-        summary_record_bytes(case_.shape.format.summary, case_.shape.head_dim);
+    // every sealed candidate and the keys of the open page where they are pruned, the mean value
+    // of every page that has a tail for any head, K and V of every token attended. The 16 bytes of
+    // scales come with the first of these that needs them.
+    const std::int64_t head_dim = case_.shape.head_dim;
+    const SummaryKind kind = case_.shape.format.summary;
+    const bool centroids = case_.policy.mode == SelectMode::kByScore &&
+                           (kind == SummaryKind::kCentroid || kind == SummaryKind::kSubCentroid);
+    const std::int64_t summary = kind == SummaryKind::kQuestBf16     ? 4 * head_dim
+                                 : kind == SummaryKind::kQuest4      ? head_dim + 16
+                                 : kind == SummaryKind::kCentroid    ? head_dim + 16
+                                 : kind == SummaryKind::kSubCentroid ? 2 * head_dim + 16
+                                                                     : 0;
+    const bool own_centre = kind != SummaryKind::kCentroid && kind != SummaryKind::kSubCentroid;
+    const std::int64_t tiles = (page_size + 15) / 16;
     const std::int64_t record =
-        policy_.key_bits == 16
-            ? page_size * row_bytes()
-            : (page_size + 15) / 16 * (16 * case_.shape.head_dim * policy_.key_bits / 8 + 64);
+        policy_.key_bits == 16 ? page_size * row_bytes()
+        : policy_.key_bits == 2
+            ? tiles * (4 * head_dim + 32) + (own_centre ? head_dim / 2 : 0) + (centroids ? 0 : 16)
+            : tiles * (2 * head_dim * policy_.key_bits + 64);
+    const std::int64_t mean_value = head_dim / 2 + (centroids || policy_.key_bits == 2 ? 0 : 16);
     std::int64_t bytes = 0;
     for (std::int32_t head = 0; head < case_.shape.num_kv_heads; ++head) {
       const auto h = static_cast<std::size_t>(head);
       std::int32_t candidates = 0;
+      std::size_t place = 0;
       for (const std::int32_t page : ops.candidate_pages(seq, head)) {
+        bool has_tail = false;
+        for (std::int32_t g = 0; g < fixture_.group_size() && policy_.tail; ++g) {
+          has_tail = has_tail || ops.tail_row(seq, head * fixture_.group_size() + g)[place] > 0;
+        }
+        ++place;
+        if (has_tail) bytes += mean_value;
         const std::int32_t tokens = std::min(page_size, n - page * page_size);
         candidates += tokens;
         if (policy_.prune) bytes += tokens == page_size ? record : tokens * row_bytes();

@@ -77,9 +77,10 @@ TEST(Policy, IndexFollowsTheBits) {
 
 TEST(Policy, UnknownPresets) {
   for (const std::string name : {"", "Paper", "sparse", "questK", "full", "paper "}) {
-    expect_error(ErrorCode::kInvalidArgument,
-                 {"[attention]", "'" + name + "'", "dense, paper, paper-full, quest:K, streaming"},
-                 [&] { (void)make_policy(name); });
+    expect_error(
+        ErrorCode::kInvalidArgument,
+        {"[attention]", "'" + name + "'", "dense, adaptive, paper, paper-full, quest:K, streaming"},
+        [&] { (void)make_policy(name); });
   }
   for (const std::string budget : {"", "0", "-5", "x", "12x", " 5", "1e3", "99999999999"}) {
     expect_error(ErrorCode::kInvalidArgument,
@@ -94,7 +95,8 @@ TEST(Policy, EveryBadFieldIsNamed) {
     std::function<void(SparsePolicy&)> edit;
   };
   const std::vector<Bad> bads = {
-      {"selector, got 'best', accepted dense, full, quest, streaming, oracle",
+      {"selector, got 'best', accepted dense, full, quest, centroid, sub_centroid, streaming, "
+       "oracle",
        [](SparsePolicy& p) { p.selector = "best"; }},
       {"] p, got 0", [](SparsePolicy& p) { p.p = 0; }},
       {"] p, got 1.5", [](SparsePolicy& p) { p.p = 1.5F; }},

@@ -306,7 +306,7 @@ TEST_F(RefOps, SupportNamesTheAxis) {
   caps.num_q_heads = 3;
   EXPECT_FALSE(ref_->supports(caps, DType::kBf16, {}));
   caps.num_q_heads = 4;
-  EXPECT_FALSE(ref_->supports(caps, DType::kBf16, {.key_bits = 2}));
+  EXPECT_FALSE(ref_->supports(caps, DType::kBf16, {.key_bits = 3}));
   EXPECT_EQ(ref_->workspace_bytes(caps), 0U);
 }
 

@@ -174,7 +174,7 @@ TEST_F(Validate, SelectAndPrune) {
       join<Prune>({shape_bads<Prune>(),
                    subset_bads<Prune>(),
                    {{"num_q_heads", [](Prune& p) { p.num_q_heads = 3; }},
-                    {"criterion", [](Prune& p) { p.criterion = static_cast<PruneCriterion>(2); }},
+                    {"criterion", [](Prune& p) { p.criterion = static_cast<PruneCriterion>(3); }},
                     {"forced.sink_tokens", [](Prune& p) { p.forced.sink_tokens = -1; }},
                     {"forced.recent_pages", [](Prune& p) { p.forced.recent_pages = -1; }},
                     {"min_tokens", [](Prune& p) { p.min_tokens = -1; }},
