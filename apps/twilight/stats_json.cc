@@ -22,6 +22,7 @@ nlohmann::ordered_json policy_json(const SparsePolicy& policy) {
     if (!policy.layer_p.empty()) out["layer_p"] = policy.layer_p;
     out["criterion"] = policy.criterion;
     out["tail"] = policy.tail;
+    if (policy.far_tail) out["far_floor"] = policy.far_floor;
     out["key_bits"] = policy.key_bits;
     out["min_tokens"] = policy.min_tokens;
   }

@@ -40,6 +40,11 @@ struct SparsePolicy {
   /// Whether the candidates that pruning drops still count, as their page's mean value times their
   /// estimated mass.
   bool tail = false;
+  /// Whether pages outside the candidates count too, by the mass their summary predicts; needs
+  /// `tail` and a selector whose scores are masses ("centroid", "sub_centroid").
+  bool far_tail = false;
+  /// Such pages are left out below this multiple of the mean page's share, 0 or more.
+  float far_floor = 0.2F;
   /// Attention mass to keep among the candidates, in (0, 1].
   float p = 0.95F;
   /// p of single layers; empty, or one value a layer of the model (values in (0, 1]).

@@ -1,6 +1,7 @@
 #ifndef TWILIGHT_OPS_PARAMS_H_
 #define TWILIGHT_OPS_PARAMS_H_
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -97,6 +98,8 @@ struct ScorePagesParams {
   KeyIndexView index;
   float scale = 0;          ///< 1 / sqrt(D)
   float* scores = nullptr;  ///< [B, Hkv, page_stride]; entries of sealed pages are written
+  /// Each head's log mass of each sealed page, kCentroid and kSubCentroid; null where not wanted.
+  float* log_masses = nullptr;  ///< [B, Hq, page_stride]
   std::int64_t page_stride = 0;
 };
 
@@ -159,7 +162,7 @@ struct SelectPagesParams {
   std::int32_t* page_counts = nullptr;  ///< [B, Hkv]
   std::int64_t candidate_stride = 0;    ///< capacity in pages
 
-  [[nodiscard]] std::int64_t budget_pages(std::int64_t n) const {
+  [[nodiscard]] constexpr std::int64_t budget_pages(std::int64_t n) const {
     const double wanted = fraction * static_cast<double>(n);
     std::int64_t tokens = static_cast<std::int64_t>(wanted);
     if (static_cast<double>(tokens) < wanted) ++tokens;
@@ -249,11 +252,23 @@ struct TailParams {
   const std::int32_t* page_counts = nullptr;  ///< [B, Hkv]
   std::int64_t candidate_stride = 0;
   KeyIndexView index;  ///< value_bits 4
+  /// The far tail: sealed pages outside the candidates whose score (log of the group's mean share)
+  /// is at least log(far_floor / sealed pages) count too, with m_page = e^(log mass). Absent where
+  /// `log_masses` is null; both as score_pages wrote them.
+  const float* log_masses = nullptr;  ///< [B, Hq, page_stride]
+  const float* scores = nullptr;      ///< [B, Hkv, page_stride]
+  std::int64_t page_stride = 0;
+  float far_floor = 0;
+
+  /// The lowest score of a far page, for a sequence of `sealed` sealed pages.
+  [[nodiscard]] float lowest_far_score(std::int64_t sealed) const {
+    return std::log(far_floor / static_cast<float>(sealed));
+  }
 };
 
 /// The same over the kept tokens alone, and the tail under the same normaliser:
 ///   out = (sum_kept e^s v + sum_pages m_page mean_page) / (sum_kept e^s + sum_pages m_page),
-/// m_page = mass * e^shift. Neither kept tokens nor tail mass gives zeros.
+/// m_page = mass * e^shift for a candidate page. Neither kept tokens nor tail mass gives zeros.
 struct AttendSparseParams {
   SeqSubset seqs;
   QueryView q;

@@ -39,7 +39,11 @@ void score_pages(const ScorePagesParams& params, bool scores_needed) {
   check.page_params(params.index, params.kv);
   check.scale(params.scale);
   if (scores_needed) check.pointer("scores", params.scores);
-  if (params.scores != nullptr) check.page_stride(params.page_stride, params.seqs, params.kv);
+  if (params.scores != nullptr || params.log_masses != nullptr) {
+    check.page_stride(params.page_stride, params.seqs, params.kv);
+  }
+  require(params.log_masses == nullptr || num_centroids(params.index.format.summary) > 0, check.op,
+          "log_masses with a summary that gives none, accepted null");
 }
 
 void select_pages(const SelectPagesParams& params, bool scores_needed) {
@@ -253,6 +257,12 @@ void validate(const AttendSparseParams& params) {
             "tail.index.format.value_bits, got 0, accepted 4");
     check.value_means(params.tail.index, params.kv);
     check.page_params(params.tail.index, params.kv);
+    if (params.tail.log_masses != nullptr) {
+      check.pointer("tail.scores", params.tail.scores);
+      check.page_stride(params.tail.page_stride, params.seqs, params.kv);
+      require(params.tail.far_floor >= 0, check.op, "tail.far_floor, got ", params.tail.far_floor,
+              ", accepted 0 or more");
+    }
   }
   check.output(params.out, params.out_seq_stride, params.q, params.kv);
 }

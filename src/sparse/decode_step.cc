@@ -58,6 +58,7 @@ struct DecodeStep::Scratch {
   std::int32_t* kept_counts;  // [B, Hkv]
   std::int32_t* head_counts;  // [B, Hq]
   float* head_mass;           // [B, Hq]
+  float* log_masses;          // [B, Hq, pages]; null without a far tail
   float* tail_mass;           // [B, Hq, candidate pages]; null without a tail
   float* tail_shift;          // [B, Hq]
   float* selector;
@@ -96,6 +97,9 @@ DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
     s.head_counts = arena.take<std::int32_t>("head counts", q_units);
     s.head_mass = arena.take<float>("head mass", q_units);
     if (policy_.prune && policy_.tail) {
+      if (policy_.far_tail) {
+        s.log_masses = arena.take<float>("log masses", q_units * s.page_stride);
+      }
       s.tail_mass = arena.take<float>("tail mass", q_units * caps_.max_candidate_pages);
       s.tail_shift = arena.take<float>("tail shift", q_units);
     }
@@ -207,7 +211,14 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   const ForcedTokens forced{policy_.sink_tokens, policy_.recent_pages};
   SparseStepParams whole;
   SelectAndPruneParams& step = whole.prune;
-  step.score = {seqs, params.q, params.kv, params.index, scale, s.scores, s.page_stride};
+  step.score.seqs = seqs;
+  step.score.q = params.q;
+  step.score.kv = params.kv;
+  step.score.index = params.index;
+  step.score.scale = scale;
+  step.score.scores = s.scores;
+  step.score.log_masses = s.log_masses;
+  step.score.page_stride = s.page_stride;
   step.select.seqs = seqs;
   step.select.kv = params.kv;
   step.select.mode = selector_->mode();
@@ -267,8 +278,16 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   attend.kept = s.kept;
   attend.kept_counts = s.kept_counts;
   attend.kept_stride = s.slot_stride;
-  attend.tail = {s.tail_mass, s.tail_shift, s.pages, s.page_counts, caps_.max_candidate_pages,
-                 params.index};
+  attend.tail.mass = s.tail_mass;
+  attend.tail.shift = s.tail_shift;
+  attend.tail.pages = s.pages;
+  attend.tail.page_counts = s.page_counts;
+  attend.tail.candidate_stride = caps_.max_candidate_pages;
+  attend.tail.index = params.index;
+  attend.tail.log_masses = s.log_masses;
+  attend.tail.scores = s.scores;
+  attend.tail.page_stride = s.page_stride;
+  attend.tail.far_floor = policy_.far_floor;
   attend.out = params.out;
   attend.out_seq_stride = params.out_seq_stride;
 
@@ -285,10 +304,30 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   }
 }
 
-std::int64_t DecodeStep::tail_pages(const Scratch& s, std::int64_t unit,
-                                    std::int32_t page_count) const {
+std::int64_t DecodeStep::far_pages(const Scratch& s, std::int64_t unit, std::int32_t page_count,
+                                   std::int32_t sealed) const {
+  TailParams tail;
+  tail.far_floor = policy_.far_floor;
+  const float lowest = tail.lowest_far_score(sealed);
+  const std::int32_t* pages = s.pages + unit * caps_.max_candidate_pages;
+  const std::int32_t* const end = pages + page_count;
+  const float* scores = s.scores + unit * s.page_stride;
+  std::int64_t far = 0;
+  for (std::int32_t page = 0; page < sealed; ++page) {
+    if (pages != end && *pages == page) {
+      ++pages;
+    } else if (scores[page] >= lowest) {
+      ++far;
+    }
+  }
+  return far;
+}
+
+std::int64_t DecodeStep::tail_pages(const Scratch& s, std::int64_t unit, std::int32_t page_count,
+                                    std::int32_t sealed) const {
   const std::int32_t group = caps_.num_q_heads / caps_.num_kv_heads;
   std::int64_t pages = 0;
+  if (s.log_masses != nullptr) pages += far_pages(s, unit, page_count, sealed);
   for (std::int32_t i = 0; i < page_count; ++i) {
     bool any = false;
     for (std::int64_t head = unit * group; head < (unit + 1) * group; ++head) {
@@ -346,7 +385,8 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
       stats.bytes_read +=
           sealed_candidates * (record_bytes + (estimate_params ? kParamsBytes : 0)) +
           open_tokens * row_bytes;
-      if (s.tail_mass != nullptr) stats.bytes_read += tail_pages(s, unit, count) * tail_bytes;
+      if (s.tail_mass != nullptr)
+        stats.bytes_read += tail_pages(s, unit, count, sealed) * tail_bytes;
     }
     stats.bytes_read += 2 * row_bytes * s.kept_counts[unit];
   }

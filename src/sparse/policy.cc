@@ -95,6 +95,11 @@ void validate_policy(const SparsePolicy& policy) {
   require(
       !policy.tail || policy.prune, "policy",
       "tail without pruning: nothing is dropped that it could stand for, accepted prune = true");
+  require(!policy.far_tail || (policy.tail && num_centroids(selector->summary()) > 0), "policy",
+          "far_tail with tail ", policy.tail ? "on" : "off", " and selector '", policy.selector,
+          "', accepted with tail on and selector centroid or sub_centroid");
+  require(policy.far_floor >= 0 && policy.far_floor <= 1e6F, "policy", "far_floor, got ",
+          policy.far_floor, ", accepted 0 to 1e6");
   in_range("min_tokens", policy.min_tokens, 0, kMaxTokens);
   in_range("sink_tokens", policy.sink_tokens, 0, kMaxTokens);
   in_range("recent_pages", policy.recent_pages, 0, kMaxTokens);

@@ -10,27 +10,40 @@
 namespace twilight::ref {
 namespace {
 
-/// Mean values of a KV head's candidate pages and what one query head dropped of them.
-struct HeadTail {
-  const TailParams* params = nullptr;  ///< null for no tail
-  std::int64_t unit = 0;               ///< (sequence, KV head)
-  std::int64_t q_head = 0;             ///< (sequence, query head)
-
-  [[nodiscard]] std::int64_t pages() const {
-    return params == nullptr ? 0 : params->page_counts[unit];
-  }
-  [[nodiscard]] double mass(std::int64_t i) const {
-    return double{params->mass[q_head * params->candidate_stride + i]};
-  }
-  [[nodiscard]] double shift() const { return double{params->shift[q_head]}; }
+/// A page that counts by its mean value.
+struct PageTerm {
+  std::int64_t page_idx = 0;
+  double log_mass = 0;
 };
+
+/// Candidate pages with dropped mass and, with a far tail, sealed pages outside the candidates.
+std::vector<PageTerm> tail_terms(const TailParams& tail, const PagedKvView& kv, std::int64_t seq,
+                                 std::int64_t unit, std::int64_t q_row) {
+  std::vector<PageTerm> terms;
+  if (tail.mass == nullptr) return terms;
+  const std::int32_t* pages = tail.pages + unit * tail.candidate_stride;
+  const std::int32_t count = tail.page_counts[unit];
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double mass = double{tail.mass[q_row * tail.candidate_stride + i]};
+    if (mass > 0) terms.push_back({pages[i], std::log(mass) + double{tail.shift[q_row]}});
+  }
+  if (tail.log_masses == nullptr) return terms;
+  const std::int64_t sealed = kv.sealed_pages(seq);
+  const float lowest = tail.lowest_far_score(sealed);
+  for (std::int64_t page = 0; page < sealed; ++page) {
+    if (std::binary_search(pages, pages + count, static_cast<std::int32_t>(page))) continue;
+    if (!(tail.scores[unit * tail.page_stride + page] >= lowest)) continue;
+    terms.push_back({page, double{tail.log_masses[q_row * tail.page_stride + page]}});
+  }
+  return terms;
+}
 
 /// out [D] = softmax(scale q.k) v over `num_tokens` tokens, token_at(i) the i-th position, and the
 /// tail under the same normaliser. No tokens and no tail give zeros.
 template <typename TokenAt>
 void attend(const PagedKvView& kv, std::int64_t seq, std::int64_t head, const float* q,
             double scale, std::int64_t num_tokens, const TokenAt& token_at, float* out,
-            const HeadTail& tail = {}) {
+            const std::vector<PageTerm>& tail = {}, const KeyIndexView& index = {}) {
   std::vector<float> row(static_cast<std::size_t>(kv.head_dim));
   std::vector<double> weights(static_cast<std::size_t>(num_tokens));
   double max = -std::numeric_limits<double>::infinity();
@@ -40,28 +53,24 @@ void attend(const PagedKvView& kv, std::int64_t seq, std::int64_t head, const fl
     weights[static_cast<std::size_t>(i)] = score;
     max = std::max(max, score);
   }
-  bool any_tail = false;
-  for (std::int64_t i = 0; i < tail.pages(); ++i) any_tail = any_tail || tail.mass(i) > 0;
-  if (any_tail) max = std::max(max, tail.shift());
+  for (const PageTerm& term : tail) max = std::max(max, term.log_mass);
   std::vector<double> sum(static_cast<std::size_t>(kv.head_dim), 0.0);
   double total = 0;
+  const auto add = [&](double weight) {
+    total += weight;
+    for (std::size_t d = 0; d < row.size(); ++d) sum[d] += weight * double{row[d]};
+  };
   for (std::int64_t i = 0; i < num_tokens; ++i) {
-    const double weight = std::exp(weights[static_cast<std::size_t>(i)] - max);
-    total += weight;
     load_row(kv.dtype, v_row(kv, seq, token_at(i), head), row);
-    for (std::size_t d = 0; d < row.size(); ++d) sum[d] += weight * double{row[d]};
+    add(std::exp(weights[static_cast<std::size_t>(i)] - max));
   }
-  for (std::int64_t i = 0; i < tail.pages(); ++i) {
-    if (!(tail.mass(i) > 0)) continue;
-    const double weight = tail.mass(i) * std::exp(tail.shift() - max);
-    const std::int64_t page =
-        kv.page_of(seq, tail.params->pages[tail.unit * tail.params->candidate_stride + i]);
-    total += weight;
-    decode_value_mean(page_records(tail.params->index, page, head, kv.page_size, kv.head_dim), row);
-    for (std::size_t d = 0; d < row.size(); ++d) sum[d] += weight * double{row[d]};
+  for (const PageTerm& term : tail) {
+    decode_value_mean(
+        page_records(index, kv.page_of(seq, term.page_idx), head, kv.page_size, kv.head_dim), row);
+    add(std::exp(term.log_mass - max));
   }
   for (std::size_t d = 0; d < row.size(); ++d) {
-    out[d] = num_tokens == 0 && !any_tail ? 0.0F : static_cast<float>(sum[d] / total);
+    out[d] = num_tokens == 0 && tail.empty() ? 0.0F : static_cast<float>(sum[d] / total);
   }
 }
 
@@ -89,12 +98,13 @@ void RefBackend::do_attend_sparse(const AttendSparseParams& params, Workspace /*
     for (std::int64_t q_head = 0; q_head < params.q.num_heads; ++q_head) {
       const std::int64_t row = seq * kv.num_kv_heads + q_head / group;
       const std::int32_t* kept = params.kept + row * params.kept_stride;
-      attend(kv, seq, q_head / group,
-             params.q.data + seq * params.q.seq_stride + q_head * kv.head_dim, params.scale,
-             params.kept_counts[row], [&](std::int64_t k) { return std::int64_t{kept[k]}; },
-             params.out + seq * params.out_seq_stride + q_head * kv.head_dim,
-             {params.tail.mass == nullptr ? nullptr : &params.tail, row,
-              seq * params.q.num_heads + q_head});
+      attend(
+          kv, seq, q_head / group, params.q.data + seq * params.q.seq_stride + q_head * kv.head_dim,
+          params.scale, params.kept_counts[row],
+          [&](std::int64_t k) { return std::int64_t{kept[k]}; },
+          params.out + seq * params.out_seq_stride + q_head * kv.head_dim,
+          tail_terms(params.tail, kv, seq, row, seq * params.q.num_heads + q_head),
+          params.tail.index);
     }
   }
 }

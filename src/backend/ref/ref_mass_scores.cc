@@ -70,6 +70,16 @@ void RefBackend::score_by_mass(const ScorePagesParams& params) {
         }
       }
       float* scores = params.scores + (seq * kv.num_kv_heads + head) * params.page_stride;
+      if (params.log_masses != nullptr) {
+        for (std::size_t g = 0; g < logs.size(); ++g) {
+          const std::int64_t row =
+              seq * params.q.num_heads + head * group + static_cast<std::int64_t>(g);
+          for (std::int64_t page = 0; page < pages; ++page) {
+            params.log_masses[row * params.page_stride + page] =
+                static_cast<float>(logs[g][static_cast<std::size_t>(page)]);
+          }
+        }
+      }
       std::vector<double> norms;
       for (const auto& masses : logs) norms.push_back(log_sum(masses));
       for (std::int64_t page = 0; page < pages; ++page) {
