@@ -279,7 +279,7 @@ int run_bench_decode(const DecodeFlags& flags) {
   OutputFile file;
   if (!flags.bench.out.empty()) file = OutputFile(flags.bench.out, flags.bench.force);
   const Device device(flags.bench.common.device);
-  Model model = load_model(path, flags.bench.common);
+  Model model = load_model(path, flags.bench.common, flags.bench.attention);
   std::vector<std::int32_t> prompt = model.encode(text);
   if (static_cast<std::int64_t>(prompt.size()) < flags.context) {
     throw Error(ErrorCode::kInvalidArgument,

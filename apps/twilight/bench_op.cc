@@ -97,7 +97,7 @@ void OpBench::settle() {
   }
   shape_ = flags_.shape;
   if (!flags_.model.empty()) {
-    model_ = load_model(flags_.model, flags_.bench.common);
+    model_ = load_model(flags_.model, flags_.bench.common, flags_.bench.attention);
     shape_ = {model_->info().num_q_heads, model_->info().num_kv_heads, model_->info().head_dim};
   }
   num_copies_ = static_cast<std::int32_t>(

@@ -99,7 +99,8 @@ int run_demo(const DemoFlags& flags) {
   const SparsePolicy sparse_policy = flags.attention.policy();
   const std::uint64_t seed = flags.seed_given ? flags.seed : std::random_device{}();
   const Device device(flags.common.device);
-  const Model model = load_model(flags.model.empty() ? bundled_model() : flags.model, flags.common);
+  const Model model = load_model(flags.model.empty() ? bundled_model() : flags.model, flags.common,
+                                 flags.attention);
   const std::string text_path = flags.text.empty() ? bundled_novel() : flags.text;
   Random random(seed);
   const double depth =

@@ -50,7 +50,7 @@ int run_generate(const GenerateFlags& flags) {
   OutputFile stats_file;
   if (!flags.stats.empty()) stats_file = OutputFile(flags.stats, flags.force);
   const Device device(flags.common.device);
-  const Model model = load_model(flags.model, flags.common);
+  const Model model = load_model(flags.model, flags.common, flags.attention);
   const std::vector<std::int32_t> tokens = model.encode(prompt);
   if (flags.context > model.info().max_context) {
     throw Error(ErrorCode::kInvalidArgument, "[--ctx] context, got " +

@@ -108,7 +108,8 @@ int run_inspect(const InspectFlags& flags) {
   OutputFile file;
   if (format != Format::kNone) file = OutputFile(flags.out, flags.force);
   const Device device(flags.common.device);
-  const Model model = load_model(flags.model.empty() ? bundled_model() : flags.model, flags.common);
+  const Model model = load_model(flags.model.empty() ? bundled_model() : flags.model, flags.common,
+                                 flags.attention);
   const Prompt prompt = make_prompt(flags, model);
   options.max_context = static_cast<std::int32_t>(prompt.tokens.size()) + flags.tokens;
   Engine engine(device, model, options);

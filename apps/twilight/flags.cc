@@ -2,8 +2,8 @@
 
 #include <charconv>
 #include <cmath>
-#include <map>
 
+#include "profile.h"
 #include "progress.h"
 #include "twilight/error.h"
 
@@ -59,9 +59,14 @@ void AttentionFlags::add(CLI::App& command) {
                   "per_head (top-p a head, union) or group_mean (top-p of the group's mean)")
       ->group(group);
   command
-      .add_option("--tail", tail, "on / off: dropped candidates count by their page's mean value")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, bool>{{"on", true}, {"off", false}}))
+      .add_option("--tail", tail,
+                  "Pages that pruning drops count by their mean value: off, on, or far for pages "
+                  "outside the candidates too")
+      ->check(CLI::IsMember({"off", "on", "far"}))
+      ->group(group);
+  command
+      .add_option("--far-floor", far_floor,
+                  "Far pages are left out below this multiple of the mean page's share")
       ->group(group);
   command
       .add_option("--key-bits", key_bits, "Bits of key estimates: 2, 4, 8, or 16 for exact keys")
@@ -71,11 +76,18 @@ void AttentionFlags::add(CLI::App& command) {
   command.add_option("--page-size", page_size, "Tokens per page, 1 to 256")
       ->capture_default_str()
       ->group(group);
+  command.add_option("--profile", profile, "Take the policy from this file, made by calibrate")
+      ->excludes(command.get_option("--attention"))
+      ->group(group);
 }
 
 SparsePolicy AttentionFlags::policy(const std::string& preset) const {
-  SparsePolicy policy = make_policy(preset);
-  if (p) policy.p = static_cast<float>(*p);
+  const bool from_profile = preset == "profile" && !profile.empty();
+  SparsePolicy policy = from_profile ? read_profile(profile).policy : make_policy(preset);
+  if (p) {
+    policy.p = static_cast<float>(*p);
+    policy.layer_p.clear();
+  }
   if (candidates) {
     if (!(std::isfinite(*candidates) && *candidates > 0 && *candidates <= (1 << 30))) {
       throw Error(ErrorCode::kInvalidArgument,
@@ -98,7 +110,11 @@ SparsePolicy AttentionFlags::policy(const std::string& preset) const {
   if (selector && !policy.is_dense()) policy.selector = *selector;
   if (candidate_mass) policy.candidate_mass = *candidate_mass;
   if (criterion) policy.criterion = *criterion;
-  if (tail) policy.tail = *tail;
+  if (tail) {
+    policy.tail = *tail != "off";
+    policy.far_tail = *tail == "far";
+  }
+  if (far_floor) policy.far_floor = static_cast<float>(*far_floor);
   if (key_bits) policy.key_bits = *key_bits;
   if (summary_bits) policy.summary_bits = *summary_bits;
   if (dense_below && *dense_below != "auto") {
@@ -140,6 +156,15 @@ void SamplingFlags::add(CLI::App& command) {
 Model load_model(const std::string& directory, const CommonFlags& flags) {
   ProgressBar bar("Loading " + directory, "", !flags.json);
   return Model::load(directory, bar.callback());
+}
+
+Model load_model(const std::string& directory, const CommonFlags& flags,
+                 const AttentionFlags& attention) {
+  Model model = load_model(directory, flags);
+  if (!attention.profile.empty()) {
+    check_profile(attention.profile, model.info(), attention.page_size);
+  }
+  return model;
 }
 
 }  // namespace twilight::app

@@ -1,0 +1,139 @@
+#include "profile.h"
+
+#include "paths.h"
+#include "twilight/error.h"
+
+namespace twilight::app {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFormat = "twilight profile 1";
+
+// Every field of a policy but its name, in the order of the file.
+template <typename Policy, typename Visit>
+void visit_policy(Policy& policy, const Visit& visit) {
+  visit("selector", policy.selector);
+  visit("candidate_fraction", policy.candidate_fraction);
+  visit("min_candidates", policy.min_candidates);
+  visit("max_candidates", policy.max_candidates);
+  visit("candidate_mass", policy.candidate_mass);
+  visit("prune", policy.prune);
+  visit("criterion", policy.criterion);
+  visit("tail", policy.tail);
+  visit("far_tail", policy.far_tail);
+  visit("far_floor", policy.far_floor);
+  visit("p", policy.p);
+  visit("layer_p", policy.layer_p);
+  visit("min_tokens", policy.min_tokens);
+  visit("key_bits", policy.key_bits);
+  visit("summary_bits", policy.summary_bits);
+  visit("sink_tokens", policy.sink_tokens);
+  visit("recent_pages", policy.recent_pages);
+  visit("dense_layers", policy.dense_layers);
+  visit("dense_below_tokens", policy.dense_below_tokens);
+}
+
+[[noreturn]] void refuse(const std::string& path, const std::string& what,
+                         const std::string& accepted) {
+  throw Error(ErrorCode::kInvalidArgument,
+              "[--profile] " + what + " in " + path + ", accepted " + accepted);
+}
+
+const Json& field(const Json& object, const char* name, const std::string& path) {
+  if (!object.contains(name)) {
+    refuse(path, std::string("field ") + name + ", got nothing", "a profile that calibrate wrote");
+  }
+  return object[name];
+}
+
+}  // namespace
+
+Json profile_model(const ModelInfo& info) {
+  return {{"architecture", info.architecture}, {"layers", info.num_layers},
+          {"query_heads", info.num_q_heads},   {"kv_heads", info.num_kv_heads},
+          {"head_dim", info.head_dim},         {"hidden_size", info.hidden_size},
+          {"vocab_size", info.vocab_size},     {"parameters", info.parameters}};
+}
+
+Json policy_fields(const SparsePolicy& policy) {
+  Json out;
+  visit_policy(policy, [&](const char* name, const auto& value) { out[name] = value; });
+  return out;
+}
+
+std::string profile_text(const Profile& profile, const Json& calibration) {
+  Json out;
+  out["format"] = kFormat;
+  out["model"] = profile.model;
+  out["page_size"] = profile.page_size;
+  out["policy"] = policy_fields(profile.policy);
+  out["calibration"] = calibration;
+  return out.dump(2) + "\n";
+}
+
+Profile read_profile(const std::string& path) {
+  const Json json = Json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("format") || json["format"] != kFormat) {
+    refuse(path, "format, got another kind of file",
+           std::string("a file with \"format\": \"") + kFormat + "\"");
+  }
+  Profile out;
+  out.model = field(json, "model", path);
+  const Json& policy = field(json, "policy", path);
+  if (!policy.is_object()) refuse(path, "policy, got " + policy.dump(), "an object");
+  out.policy.name = "profile";
+  std::size_t known = 0;
+  const auto read = [&](const char* name, auto& value) {
+    try {
+      field(policy, name, path).get_to(value);
+    } catch (const nlohmann::json::exception&) {
+      refuse(path, std::string("policy.") + name + ", got " + policy[name].dump(),
+             "a value of the kind that calibrate writes");
+    }
+    ++known;
+  };
+  visit_policy(out.policy, read);
+  if (known != policy.size()) {
+    for (const auto& [name, value] : policy.items()) {
+      if (!policy_fields(out.policy).contains(name)) {
+        refuse(path, "policy." + name + ", got " + value.dump(), "no such field");
+      }
+    }
+  }
+  const Json& page_size = field(json, "page_size", path);
+  if (!page_size.is_number_integer()) {
+    refuse(path, "page_size, got " + page_size.dump(), "1 to 256");
+  }
+  page_size.get_to(out.page_size);
+  try {
+    validate_policy(out.policy);
+  } catch (const Error& error) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "[--profile] policy in " + path + " refused: " + error.what());
+  }
+  return out;
+}
+
+void check_profile(const std::string& path, const ModelInfo& info, std::int32_t page_size) {
+  const Profile profile = read_profile(path);
+  const Json ours = profile_model(info);
+  for (const auto& [name, value] : ours.items()) {
+    const Json theirs = profile.model.is_object() && profile.model.contains(name)
+                            ? profile.model[name]
+                            : Json("nothing");
+    if (theirs != value) {
+      throw Error(ErrorCode::kInvalidArgument, "[--profile] model, got " + name + " " +
+                                                   value.dump() + ", accepted " + theirs.dump() +
+                                                   " as " + path + " was calibrated on");
+    }
+  }
+  if (profile.page_size != page_size) {
+    throw Error(ErrorCode::kInvalidArgument, "[--profile] page size, got --page-size " +
+                                                 std::to_string(page_size) + ", accepted " +
+                                                 std::to_string(profile.page_size) + " as " + path +
+                                                 " was calibrated with");
+  }
+}
+
+}  // namespace twilight::app
