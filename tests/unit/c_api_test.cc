@@ -204,6 +204,7 @@ TEST_P(CApi, NullArgumentsAreNamed) {
   named(without(c.decode, &twl_decode_args::queries, decode), "queries");
   named(without(c.decode, &twl_decode_args::out, decode), "out");
   named(twl_decode(plan, &c.decode, nullptr, bytes, nullptr), "workspace");
+  twl_plan_destroy(plan);
   named(twl_plan_create(context_, nullptr, &c.plan_shape, &plan), "policy");
   EXPECT_EQ(plan, nullptr);
   named(twl_plan_create(context_, &c.policy, nullptr, &plan), "shape");
