@@ -72,11 +72,26 @@ CasePolicy load_policy(const Json& policy) {
   out.min_candidate_tokens = policy.at("min_candidates");
   out.max_candidate_tokens = policy.at("max_candidates");
   out.forced = {.sink_tokens = policy.at("sink_tokens"), .recent_pages = policy.at("recent_pages")};
-  out.criterion =
-      policy.at("criterion") == "none" ? PruneCriterion::kNone : PruneCriterion::kPerHead;
+  const std::string criterion = policy.at("criterion");
+  out.criterion = criterion == "none"         ? PruneCriterion::kNone
+                  : criterion == "group_mean" ? PruneCriterion::kGroupMean
+                                              : PruneCriterion::kPerHead;
+  out.mass = policy.at("mass");
+  out.mass_floor = policy.at("mass_floor");
+  out.tail = policy.at("tail");
   out.min_tokens = policy.at("min_tokens");
   out.exact_keys = policy.at("key_bits") == 0;
   return out;
+}
+
+SummaryKind summary_of(const std::string& name) {
+  if (name == "quest_bf16") return SummaryKind::kQuestBf16;
+  if (name == "quest4") return SummaryKind::kQuest4;
+  if (name == "centroid") return SummaryKind::kCentroid;
+  if (name == "sub_centroid") return SummaryKind::kSubCentroid;
+  require(name == "none", "oracle", "summary, got ", name,
+          ", accepted quest_bf16 quest4 centroid sub_centroid none");
+  return SummaryKind::kNone;
 }
 
 std::vector<float> row(const OracleArray& array, std::int64_t index, std::int64_t dim) {
@@ -106,9 +121,9 @@ std::vector<OracleCase> load_oracle(const std::string& folder) {
     c.op_case.name = entry.at("name");
     c.op_case.policy = load_policy(policy);
     c.op_case.shape.dtype = DType::kBf16;
-    c.op_case.shape.format = {.summary = policy.at("summary") == "quest4" ? SummaryKind::kQuest4
-                                                                          : SummaryKind::kQuestBf16,
-                              .key_bits = policy.at("key_bits")};
+    c.op_case.shape.format = {.summary = summary_of(policy.at("summary")),
+                              .key_bits = policy.at("key_bits"),
+                              .value_bits = c.op_case.policy.tail ? 4 : 0};
     c.op_case.options = {.shared_prefix_pages = 0, .row_padding = 3, .record_padding = 16};
     c.has_selector = policy.at("select") == "score";
     c.p = policy.at("p").get<std::vector<float>>();

@@ -9,7 +9,9 @@
 
 #include "core/float16.h"
 #include "ops/backend.h"
+#include "quant/code_place.h"
 #include "quant/codec.h"
+#include "quant/page_codec.h"
 #include "support/compare.h"
 #include "support/oracle_data.h"
 #include "support/prune_promises.h"
@@ -37,6 +39,64 @@ class Oracle : public ::testing::TestWithParam<std::size_t> {
   }
   [[nodiscard]] std::int64_t integer(const std::string& name, std::int64_t at) const {
     return static_cast<std::int64_t>(golden_.array(name).values[static_cast<std::size_t>(at)]);
+  }
+
+  [[nodiscard]] PageRecords records(std::int64_t seq, std::int64_t head, std::int64_t page) const {
+    return page_records(fixture_.index(), fixture_.kv().page_of(seq, page), head,
+                        golden_.op_case.shape.page_size, golden_.op_case.shape.head_dim);
+  }
+  /// Number of a page of a head in the arrays of pages.
+  [[nodiscard]] std::int64_t page_at(std::int64_t seq, std::int64_t head, std::int64_t page) const {
+    const std::int64_t pages = golden_.array("candidates").shape[2];
+    return (seq * golden_.op_case.shape.num_kv_heads + head) * pages + page;
+  }
+  void expect_codes(const std::string& name, std::int64_t at, const std::byte* codes) const {
+    for (std::int32_t d = 0; d < golden_.op_case.shape.head_dim; ++d) {
+      const CodePlace place = nibble_place(d);
+      ASSERT_EQ(std::to_integer<std::int64_t>(codes[place.byte]) >> place.shift & 15,
+                integer(name, at + d))
+          << name << " channel " << d;
+    }
+  }
+  // Means, the deviant and the variance as stored.
+  void check_rotated(std::int64_t seq, std::int64_t head, std::int64_t page) const {
+    const IndexFormat& format = golden_.op_case.shape.format;
+    const std::int64_t dim = golden_.op_case.shape.head_dim;
+    const PageRecords got = records(seq, head, page);
+    const std::int64_t at = page_at(seq, head, page);
+    for (std::int64_t i = 0; i < (format.own_centre() ? 1 : num_centroids(format.summary)); ++i) {
+      expect_codes("centre_codes", (at * 4 + i) * dim,
+                   got.centres + i * nibble_bytes(golden_.op_case.shape.head_dim));
+    }
+    for (std::int64_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(got.params->centre_scale[i], integer("centre_scales", at * 4 + i));
+    }
+    EXPECT_EQ(got.params->variance, integer("variance_bits", at));
+    if (golden_.has("deviant_codes")) {
+      expect_codes("deviant_codes", at * dim,
+                   got.summary + nibble_bytes(golden_.op_case.shape.head_dim));
+    }
+  }
+  void check_value_mean(std::int64_t seq, std::int64_t head, std::int64_t page) const {
+    const PageRecords got = records(seq, head, page);
+    const std::int64_t at = page_at(seq, head, page);
+    expect_codes("value_codes", at * golden_.op_case.shape.head_dim, got.value_mean);
+    EXPECT_EQ(got.params->value_scale, integer("value_bits", at * 2));
+    EXPECT_EQ(got.params->value_spread, integer("value_bits", at * 2 + 1));
+  }
+  // The decoded key without its mean is scale * (code - 1.5), up to the rounding of the sum.
+  void check_residual(std::int64_t seq, std::int64_t head, std::int64_t page, std::int32_t slot,
+                      float scale, std::int64_t codes) const {
+    const FixtureShape& shape = golden_.op_case.shape;
+    const PageRecords got = records(seq, head, page);
+    std::vector<float> key(static_cast<std::size_t>(shape.head_dim));
+    std::vector<float> centre(key.size());
+    decode_estimated_key(shape.format, shape.page_size, shape.head_dim, got, slot, key);
+    decode_centre(got, slot / centroid_tokens(shape.format.summary, shape.page_size), centre);
+    for (std::size_t d = 0; d < key.size(); ++d) {
+      const auto code = static_cast<float>(integer("codes", codes + static_cast<std::int64_t>(d)));
+      ASSERT_EQ(key[d], centre[d] + scale * (code - 1.5F)) << "slot " << slot << " d " << d;
+    }
   }
 
   const OracleCase& golden_;
@@ -69,11 +129,17 @@ TEST_P(Oracle, SummariesAndEstimatesOnDisk) {
           EXPECT_TRUE(close(min, values("summary_min", at, dim), kRounding));
           EXPECT_TRUE(close(max, values("summary_max", at, dim), kRounding));
         }
+        if (golden_.has("centre_codes")) check_rotated(seq, head, page);
+        if (golden_.has("value_codes")) check_value_mean(seq, head, page);
         if (!golden_.has("codes")) continue;
         for (std::int32_t slot = 0; slot < shape.page_size; ++slot) {
           const std::int64_t at =
               (first_token + page * shape.page_size + slot) * kv.num_kv_heads + head;
           const auto scale = f16_to_f32(static_cast<std::uint16_t>(integer("scale_bits", at)));
+          if (shape.format.key_bits == 2) {
+            check_residual(seq, head, page, slot, scale, at * dim);
+            continue;
+          }
           const auto zero = f16_to_f32(static_cast<std::uint16_t>(integer("zero_bits", at)));
           decode_estimate(shape.format.layout, shape.format.key_bits, shape.page_size,
                           shape.head_dim, fixture_.index().estimate(kv.page_of(seq, page), head),
@@ -123,6 +189,13 @@ TEST_P(Oracle, Step) {
         EXPECT_EQ(step.head_counts[static_cast<std::size_t>(q_row)], integer("head_counts", q_row));
         EXPECT_NEAR(step.head_mass[static_cast<std::size_t>(q_row)],
                     golden_.array("head_mass").values[static_cast<std::size_t>(q_row)], 2e-6);
+        if (!golden_.has("tail_mass")) continue;
+        EXPECT_TRUE(close({&step.tail_shift[static_cast<std::size_t>(q_row)], 1},
+                          values("tail_shift", q_row, 1), kRounding));
+        // Weights move by as much as the scores they come from: 2e-6 and 1e-6 of up to some tens.
+        EXPECT_TRUE(close(step.tail_row(seq, head * group + g),
+                          values("tail_mass", q_row * page_stride, std::ssize(pages)),
+                          {.abs = 1e-6, .rel = 5e-5, .cosine = 1e-8}));
       }
       const std::span<const std::int32_t> kept = step.kept_tokens(seq, head);
       ASSERT_EQ(std::ssize(kept), integer("kept_counts", row));

@@ -12,6 +12,12 @@ Data set: B, Hkv, G, D, P, seq_lens, pages_per_seq (the most pages a sequence ha
 Case: its data set and policy, and
     summary_min, summary_max f32 [B, Hkv, pages_per_seq, D]  as held by the summary; 0 where not sealed
     page_scores        f32 [B, Hkv, pages_per_seq]        scaled; 0 where not sealed
+    centre_codes       u8  [B, Hkv, pages_per_seq, 4, D]  means of a page, rotated; 0 where there is none
+    centre_scales      u16 [B, Hkv, pages_per_seq, 4]     IEEE half, the deviant's second for one centroid
+    deviant_codes      u8  [B, Hkv, pages_per_seq, D]     residual of the key farthest from the mean
+    variance_bits      u16 [B, Hkv, pages_per_seq]
+    value_codes        u8  [B, Hkv, pages_per_seq, D]     mean value
+    value_bits         u16 [B, Hkv, pages_per_seq, 2]     its scale, the largest distance from it
     codes              u8  [total tokens, Hkv, D]         estimate codes; 0 in open pages
     scale_bits, zero_bits  u16 [total tokens, Hkv]        IEEE half; 0 in open pages
     candidate_counts   i32 [B, Hkv]                       pages
@@ -20,9 +26,12 @@ Case: its data set and policy, and
                                                           -inf past the end of sequence or list
     head_counts        i32 [B, Hkv * G]                   kept by that head, forced tokens included
     head_mass          f32 [B, Hkv * G]                   mass of the union under that head's estimates
+    tail_mass          f32 [B, Hkv * G, pages_per_seq]    of the i-th candidate page, over e^tail_shift
+    tail_shift         f32 [B, Hkv * G]                   largest estimate; -inf without candidates
     kept_counts        i32 [B, Hkv]
     kept               i32 [B, Hkv, max N]                ascending tokens, padded with -1
-    out, dense_out     f32 [B, Hkv * G, D]                exact attention over kept, over all; 0 for N = 0
+    out, dense_out     f32 [B, Hkv * G, D]                exact attention over kept (and the tail), over all; 0 for N = 0
+The index of keys and values follows docs/formats.md in float32, operation by operation; all after it is float64.
 The planes a policy does not use (page scores without a selector, codes without key_bits) are left out.
 
 Inputs are drawn so that no decision is close: see `Margins`. Exact ties, which are not close calls, are
@@ -55,12 +64,15 @@ def bf16_bits(x):
 @dataclasses.dataclass
 class Policy:
     select: str = "score"  # "all", "forced" or "score"
-    summary: str = "quest_bf16"  # or "quest4"
+    summary: str = "quest_bf16"  # "quest4", "centroid", "sub_centroid" or "none"
     fraction: float = 0.25
     min_candidates: int = 0  # tokens
     max_candidates: int = 1 << 20
-    key_bits: int = 4  # 0: exact scores everywhere
-    criterion: str = "per_head"  # or "none"
+    mass: float = 0  # share of the pages' mass to take, 0: the whole budget
+    mass_floor: int = 0  # tokens
+    key_bits: int = 4  # 2, 4 or 8; 0: exact scores everywhere
+    criterion: str = "per_head"  # "group_mean" or "none"
+    tail: bool = False
     p: list = dataclasses.field(default_factory=lambda: [0.9])  # per query head, repeated over B and Hq
     min_tokens: int = 1
     sink_tokens: int = 4
@@ -109,6 +121,146 @@ def summarise(page, kind):
     return [np.asarray(b, np.float64) for b in bounds]
 
 
+# --- rotated planes -------------------------------------------------------------------------------------
+
+MASK64 = (1 << 64) - 1
+
+
+def split_mix(seed, count):
+    """First outputs of SplitMix64."""
+    out, state = [], seed
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) & MASK64
+        z = state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK64
+        out.append(z ^ (z >> 31))
+    return out
+
+
+def rotate(rows):
+    """[..., D] float32."""
+    D = rows.shape[-1]
+    signs = np.array([-1 if z >> 63 else 1 for z in split_mix(0, D)], np.float32)
+    x = rows.astype(np.float32) * signs
+    begin = 0
+    while begin < D:
+        size = 1 << (D - begin).bit_length() - 1
+        block = x[..., begin:begin + size]
+        step = 1
+        while step < size:
+            pairs = block.reshape(*block.shape[:-1], size // (2 * step), 2, step)
+            block = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]],
+                             axis=-2).reshape(block.shape)
+            step *= 2
+        x[..., begin:begin + size] = block * np.float32(1 / math.sqrt(size))
+        begin += size
+    return x
+
+
+def lane_sums(terms):
+    """Over the last axis: lane i adds terms i, i + 16, ...; then lanes fold 8, 4, 2, 1."""
+    pad = -terms.shape[-1] % 16
+    lanes = np.zeros((*terms.shape[:-1], 16), np.float32)
+    terms = np.concatenate([terms, np.zeros((*terms.shape[:-1], pad), np.float32)], axis=-1)
+    for i in range(0, terms.shape[-1], 16):
+        lanes = lanes + terms[..., i:i + 16]
+    for width in (8, 4, 2, 1):
+        lanes = lanes[..., :width] + lanes[..., width:2 * width]
+    return lanes[..., 0]
+
+
+def slot_mean(rows):
+    """Mean of float32 rows, added in order."""
+    total = np.zeros(rows.shape[-1], np.float32)
+    for row in rows:
+        total = total + row
+    return total / np.float32(len(rows))
+
+
+def half(x):
+    return np.clip(x, -F16_MAX, F16_MAX).astype(np.float16)
+
+
+def mid_rise(x):
+    """4-bit codes and f16 scale of a float32 vector."""
+    scale = half(np.abs(x).max() / np.float32(7.5))
+    if scale == 0:
+        return np.full(len(x), 7, np.uint8), scale
+    codes = np.rint(x / np.float32(scale) + np.float32(7.5))
+    return np.clip(codes, 0, 15).astype(np.uint8), scale
+
+
+def from_mid_rise(codes, scale):
+    return np.float32(scale) * (codes.astype(np.float32) - np.float32(7.5))
+
+
+def two_bits(residual):
+    """Codes and scales of residuals [n, D]."""
+    rms = np.sqrt(lane_sums(residual * residual) / np.float32(residual.shape[-1]))[:, None]
+    outer = np.abs(residual) > rms
+    codes = np.where(residual >= 0, 2 + outer, 1 - outer.astype(int)).astype(np.uint8)
+    levels = np.where(outer, np.float32(1.5), np.float32(0.5))
+    scale = half(lane_sums(np.abs(residual) * levels) / lane_sums(levels * levels))
+    return codes, scale
+
+
+def index_rotated(page, summary, key_bits):
+    """What a page of keys [P, D] has in the rotated basis, as stored and decoded (float64)."""
+    P, D = page.shape
+    runs = -(-P // 4) if summary == "sub_centroid" else P
+    y = rotate(page)
+    r = {"centre_codes": np.zeros((4, D), np.uint8), "centre_scales": np.zeros(4, np.float16), "centres": []}
+    for i in range(4 if summary == "sub_centroid" else 1):
+        run = slice(min(i * runs, P), min((i + 1) * runs, P))
+        mean = slot_mean(y[run]) if run.stop > run.start else np.zeros(D, np.float32)
+        r["centre_codes"][i], r["centre_scales"][i] = mid_rise(mean)
+        centre = from_mid_rise(r["centre_codes"][i], r["centre_scales"][i])
+        if run.stop > run.start:
+            r["centres"].append((centre.astype(np.float64), run.stop - run.start))
+        y[run] = y[run] - centre
+    energy = lane_sums(y * y)
+    total = np.float32(0)
+    for e in energy:
+        total = total + e
+    r["variance"] = half(total / np.float32(P * D))
+    if summary == "centroid":
+        r["deviant_codes"], r["centre_scales"][1] = mid_rise(y[int(np.argmax(energy))])
+        r["deviant"] = from_mid_rise(r["deviant_codes"], r["centre_scales"][1]).astype(np.float64)
+    if key_bits == 2:
+        r["codes"], r["scales"] = two_bits(y)
+        each = np.repeat([c for c, _ in r["centres"]], [n for _, n in r["centres"]], axis=0)
+        r["keys"] = each + r["scales"].astype(np.float64)[:, None] * (r["codes"] - 1.5)
+    return r
+
+
+def index_values(page):
+    """Codes, scale and spread of a page of values, and the decoded mean."""
+    codes, scale = mid_rise(slot_mean(page))
+    mean = from_mid_rise(codes, scale)
+    gap = page - mean
+    spread = np.sqrt(lane_sums(gap * gap).max()) * np.float32(1 + 2.0**-19)
+    bits = half(spread)
+    if bits.astype(np.float32) < spread:
+        bits = np.nextafter(bits, np.float16(np.inf))
+    return codes, scale, bits, mean.astype(np.float64)
+
+
+def log_sum(x):
+    top = np.max(x)
+    return top + math.log(np.exp(np.asarray(x) - top).sum())
+
+
+def page_log_mass(record, q, summary, P, scale):
+    """Estimated log mass of a page for a rotated query."""
+    v = scale**2 * np.dot(q, q) * float(record["variance"]) / 2
+    if summary == "sub_centroid":
+        return log_sum([math.log(n) + scale * np.dot(q, c) + v for c, n in record["centres"]])
+    a = scale * np.dot(q, record["centres"][0][0])
+    b = a + scale * np.dot(q, record["deviant"])
+    return log_sum([math.log(P - 1) + a + v, b] if P > 1 else [b])
+
+
 # --- the step -------------------------------------------------------------------------------------------
 
 
@@ -123,6 +275,18 @@ def choose_pages(scores, n, page_size, policy, margins):
     budget = min(max(math.ceil(policy.fraction * n), policy.min_candidates), policy.max_candidates)
     places = max(0, -(-budget // page_size) - len(forced))
     rest = sorted((page for page in range(sealed) if page not in forced), key=lambda page: (-scores[page], page))
+    if policy.mass:
+        mass = np.exp(scores[:sealed] - max(scores[:sealed], default=0))
+        floor = -(-policy.mass_floor // page_size) - len(forced)
+        have = sum(mass[page] for page in forced if page < sealed)
+        count = 0
+        while count < min(places, len(rest)) and (count < floor or have < policy.mass * mass.sum()):
+            margins.mass = min(margins.mass, abs(have / mass.sum() - policy.mass))
+            have += mass[rest[count]]
+            count += 1
+        if sealed:
+            margins.mass = min(margins.mass, abs(have / mass.sum() - policy.mass))
+        places = count
     taken, left = rest[:places], rest[places:]
     if taken and left and scores[taken[-1]] != scores[left[0]]:
         margins.page = min(margins.page, scores[taken[-1]] - scores[left[0]])
@@ -139,9 +303,9 @@ def softmax(e):
     return w / w.sum()
 
 
-def top_p(estimates, p, min_tokens, margins):
-    """Indices of the smallest set with mass >= p, ties at its weakest weight included."""
-    weights = softmax(estimates)
+def top_p(estimates, weights, p, min_tokens, margins):
+    """Indices of the smallest set with mass >= p, ties at its weakest weight included. `estimates` rank as
+    the weights do and say how far apart two of them are."""
     distinct = np.unique(estimates)[::-1]
     if p >= 1:
         return np.arange(len(estimates))
@@ -160,11 +324,17 @@ def top_p(estimates, p, min_tokens, margins):
     return np.arange(len(estimates))
 
 
-def attend(q, k, v, scale):
-    """q [G, D] over k, v [n, D]; zeros for n = 0."""
-    if len(k) == 0:
-        return np.zeros_like(q)
-    return np.stack([softmax(k @ row * scale) @ v for row in q])
+def attend(q, k, v, scale, tails=None):
+    """q [G, D] over k, v [n, D] and, for each row of q, a tail: logs of masses and the vectors they weigh.
+    Zeros where there is neither."""
+    out = np.zeros_like(q)
+    for g, row in enumerate(q):
+        logs, vectors = k @ row * scale, v
+        if tails and len(tails[g][0]):
+            logs, vectors = np.concatenate([logs, tails[g][0]]), np.concatenate([vectors, tails[g][1]])
+        if len(logs):
+            out[g] = softmax(logs) @ vectors
+    return out
 
 
 def run(data, policy):
@@ -175,16 +345,26 @@ def run(data, policy):
     k, v = data["k"].astype(np.float64), data["v"].astype(np.float64)
     starts = np.concatenate([[0], np.cumsum(lens)]).astype(int)
     scale, margins, total = 1 / math.sqrt(D), Margins(), int(starts[-1])
+    centroids = policy.summary in ("centroid", "sub_centroid")
+    rotated = centroids or policy.key_bits == 2
+    rotation = rotate(np.eye(D)).T.astype(np.float64)  # y = rotation @ x
     p = np.resize(np.asarray(policy.p, np.float32).astype(np.float64), (B, Hkv, G))
 
     a = {"summary_min": np.zeros((B, Hkv, pages_per_seq, D)), "summary_max": np.zeros((B, Hkv, pages_per_seq, D)),
          "page_scores": np.zeros((B, Hkv, pages_per_seq)),
+         "centre_codes": np.zeros((B, Hkv, pages_per_seq, 4, D), np.uint8),
+         "centre_scales": np.zeros((B, Hkv, pages_per_seq, 4), np.uint16),
+         "deviant_codes": np.zeros((B, Hkv, pages_per_seq, D), np.uint8),
+         "variance_bits": np.zeros((B, Hkv, pages_per_seq), np.uint16),
+         "value_codes": np.zeros((B, Hkv, pages_per_seq, D), np.uint8),
+         "value_bits": np.zeros((B, Hkv, pages_per_seq, 2), np.uint16),
          "codes": np.zeros((total, Hkv, D), np.uint8),
          "scale_bits": np.zeros((total, Hkv), np.uint16), "zero_bits": np.zeros((total, Hkv), np.uint16),
          "candidate_counts": np.zeros((B, Hkv), np.int32),
          "candidates": np.full((B, Hkv, pages_per_seq), -1, np.int32),
          "estimates": np.full((B, Hkv, G, pages_per_seq * P), -np.inf),
          "head_counts": np.zeros((B, Hkv, G), np.int32), "head_mass": np.zeros((B, Hkv, G)),
+         "tail_mass": np.zeros((B, Hkv, G, pages_per_seq)), "tail_shift": np.full((B, Hkv, G), -np.inf),
          "kept_counts": np.zeros((B, Hkv), np.int32), "kept": np.full((B, Hkv, max(lens)), -1, np.int32),
          "out": np.zeros((B, Hkv, G, D)), "dense_out": np.zeros((B, Hkv, G, D))}
 
@@ -193,17 +373,44 @@ def run(data, policy):
         sealed = n // P
         for h in range(Hkv):
             keys, values = k[starts[b]:starts[b] + n, h], v[starts[b]:starts[b] + n, h]
+            records, means, logs = [], [], np.zeros((G, sealed))
             for page in range(sealed):
-                low, high = summarise(keys[page * P:(page + 1) * P], policy.summary)
-                a["summary_min"][b, h, page], a["summary_max"][b, h, page] = low, high
-                per_head = [np.maximum(q[b, h, g] * low, q[b, h, g] * high).sum() for g in range(G)]
-                a["page_scores"][b, h, page] = max(per_head) * scale
+                at = slice(page * P, (page + 1) * P)
+                if rotated:
+                    record = index_rotated(keys[at].astype(np.float32), policy.summary, policy.key_bits)
+                    records.append(record)
+                    a["centre_codes"][b, h, page] = record["centre_codes"]
+                    a["centre_scales"][b, h, page] = record["centre_scales"].view(np.uint16)
+                    a["variance_bits"][b, h, page] = record["variance"].view(np.uint16)
+                    if centroids:
+                        a["deviant_codes"][b, h, page] = record.get("deviant_codes", 0)
+                        for g in range(G):
+                            y = rotation @ q[b, h, g]
+                            logs[g, page] = page_log_mass(record, y, policy.summary, P, scale)
+                if policy.tail:
+                    codes, s, spread, mean = index_values(values[at].astype(np.float32))
+                    a["value_codes"][b, h, page] = codes
+                    a["value_bits"][b, h, page] = s.view(np.uint16), spread.view(np.uint16)
+                    means.append(mean)
+                if not centroids and policy.summary != "none":
+                    low, high = summarise(keys[at], policy.summary)
+                    a["summary_min"][b, h, page], a["summary_max"][b, h, page] = low, high
+                    per_head = [np.maximum(q[b, h, g] * low, q[b, h, g] * high).sum() for g in range(G)]
+                    a["page_scores"][b, h, page] = max(per_head) * scale
+            if centroids and sealed:
+                shares = logs - np.array([log_sum(row) for row in logs])[:, None]
+                a["page_scores"][b, h, :sealed] = [log_sum(column) - math.log(G) for column in shares.T]
             pages = choose_pages(a["page_scores"][b, h], n, P, policy, margins)
             a["candidate_counts"][b, h] = len(pages)
             a["candidates"][b, h, :len(pages)] = pages
 
             estimated = keys.copy()
-            if policy.key_bits and sealed:
+            if policy.key_bits == 2 and sealed:
+                where = slice(starts[b], starts[b] + sealed * P)
+                a["codes"][where, h] = np.concatenate([record["codes"] for record in records])
+                a["scale_bits"][where, h] = np.concatenate([record["scales"] for record in records]).view(np.uint16)
+                estimated[:sealed * P] = np.concatenate([record["keys"] for record in records]) @ rotation
+            elif policy.key_bits and sealed:
                 codes, s, z = quantise(keys[:sealed * P], policy.key_bits)
                 where = slice(starts[b], starts[b] + sealed * P)
                 a["codes"][where, h] = codes
@@ -214,15 +421,21 @@ def run(data, policy):
                                for j in range(page * P, min((page + 1) * P, n))], int)
             forced = set(forced_tokens(n, P, policy))
             assert forced <= set(tokens.tolist())
-            union, rows = set(forced), []
+            union, rows, shares = set(forced), [], []
             for g in range(G if n else 0):
                 e = np.array([np.dot(q[b, h, g], estimated[j]) for j in tokens]) * scale
                 a["estimates"][b, h, g, places] = e
                 rows.append(e)
+                shares.append(softmax(e))
+            for g, e in enumerate(rows):
                 if policy.criterion == "none":
-                    own = set(tokens.tolist())
+                    own = tokens
+                elif policy.criterion == "group_mean":
+                    mean = np.mean(shares, axis=0)
+                    own = tokens[top_p(np.log(mean), mean, p[b, h].max(), policy.min_tokens, margins)]
                 else:
-                    own = forced | set(tokens[top_p(e, p[b, h, g], policy.min_tokens, margins)].tolist())
+                    own = tokens[top_p(e, shares[g], p[b, h, g], policy.min_tokens, margins)]
+                own = forced | set(own.tolist())
                 a["head_counts"][b, h, g] = len(own)
                 union |= own
             kept = np.array(sorted(union), int)
@@ -230,17 +443,34 @@ def run(data, policy):
                 a["head_mass"][b, h, g] = softmax(e)[np.isin(tokens, kept)].sum()
             a["kept_counts"][b, h] = len(kept)
             a["kept"][b, h, :len(kept)] = kept
-            a["out"][b, h] = attend(q[b, h], keys[kept], values[kept], scale)
+            tails = []
+            for g, e in enumerate(rows):
+                a["tail_shift"][b, h, g] = e.max()
+                for i, page in enumerate(pages):
+                    dropped = (tokens // P == page) & ~np.isin(tokens, kept)
+                    a["tail_mass"][b, h, g, i] = np.exp(e[dropped] - e.max()).sum()
+                some = [i for i in range(len(pages)) if a["tail_mass"][b, h, g, i] > 0]
+                tails.append((np.log(a["tail_mass"][b, h, g, some]) + e.max(), [means[pages[i]] for i in some])
+                             if policy.tail else ([], []))
+            a["out"][b, h] = attend(q[b, h], keys[kept], values[kept], scale, tails)
             a["dense_out"][b, h] = attend(q[b, h], keys, values, scale)
-    for name in ("head_counts", "head_mass"):
-        a[name] = a[name].reshape(B, Hkv * G)
-    for name in ("out", "dense_out"):
-        a[name] = a[name].reshape(B, Hkv * G, D)
+    for name in ("head_counts", "head_mass", "tail_mass", "tail_shift", "out", "dense_out"):
+        a[name] = a[name].reshape(B, Hkv * G, *a[name].shape[3:])
     unused = []
     if policy.select != "score":
-        unused += ["summary_min", "summary_max", "page_scores"]
+        unused += ["page_scores"]
+    if policy.select != "score" or centroids:
+        unused += ["summary_min", "summary_max"]
+    if not rotated:
+        unused += ["centre_codes", "centre_scales", "variance_bits"]
+    if policy.summary != "centroid":
+        unused += ["deviant_codes"]
+    if not policy.tail:
+        unused += ["value_codes", "value_bits", "tail_mass", "tail_shift"]
     if not policy.key_bits:
-        unused += ["codes", "scale_bits", "zero_bits"]
+        unused += ["codes", "scale_bits"]
+    if policy.key_bits in (0, 2):
+        unused += ["zero_bits"]
     if policy.criterion == "none":
         unused += ["estimates", "head_mass", "head_counts"]
     return {name: x for name, x in a.items() if name not in unused}, margins
@@ -306,7 +536,20 @@ def sink_data(rng):
     return data
 
 
-DATA = {"main": main_data, "odd": odd_data, "grouped": grouped_data, "tied": tied_data, "sink": sink_data}
+def turned_data(rng):
+    data = draw(rng, [170, 61], 2, 3, 64, 16, 0.5)
+    data["k"][20, 0] = 0
+    data["k"][32:48, 1] = data["k"][32, 1]  # no residuals
+    return data
+
+
+def turned_odd_data(rng):
+    """D of two blocks, pages of 7 tokens (runs of 2, 2, 2 and 1), no and few tokens."""
+    return draw(rng, [75, 0, 3, 35], 1, 2, 80, 7, 0.5)
+
+
+DATA = {"main": main_data, "odd": odd_data, "grouped": grouped_data, "tied": tied_data, "sink": sink_data,
+        "turned": turned_data, "turned_odd": turned_odd_data}
 CASES = {
     "quest_int4_per_head": ("main", Policy(fraction=0.5, p=[0.9, 0.8, 0.95])),
     "quest_min_candidates": ("main", Policy(fraction=0.1, min_candidates=100, max_candidates=120, p=[0.7],
@@ -320,6 +563,22 @@ CASES = {
     "odd_pages": ("odd", Policy(fraction=0.5, p=[0.8, 0.9], sink_tokens=2, min_tokens=3)),
     "ties": ("tied", Policy(fraction=0.55, p=[0.6], sink_tokens=1)),
     "sink_dominated": ("sink", Policy(select="all", p=[0.8], min_tokens=12, sink_tokens=1, recent_pages=0)),
+}
+CASES |= {
+    "centroid_bits2_group": ("turned", Policy(summary="centroid", fraction=0.6, key_bits=2, criterion="group_mean",
+                                              tail=True, p=[0.9, 0.8, 0.85])),
+    "sub_centroid_mass": ("turned", Policy(summary="sub_centroid", fraction=1.0, mass=0.85, mass_floor=32, key_bits=2,
+                                           tail=True, p=[0.8, 0.9, 0.95])),
+    "own_centre_full": ("turned", Policy(select="all", summary="none", key_bits=2, criterion="group_mean", p=[0.95],
+                                         min_tokens=20)),
+    "quest4_bits2": ("turned", Policy(summary="quest4", fraction=0.5, key_bits=2, tail=True, p=[0.9])),
+    "centroid_bits4_tail": ("turned", Policy(summary="centroid", fraction=0.5, key_bits=4, criterion="group_mean",
+                                             tail=True, p=[0.7])),
+    "group_ties": ("tied", Policy(select="all", criterion="group_mean", tail=True, p=[0.6], sink_tokens=1)),
+    "turned_odd_mass": ("turned_odd", Policy(summary="sub_centroid", fraction=0.8, mass=0.6, key_bits=2,
+                                             criterion="group_mean", tail=True, p=[0.85], min_tokens=3, sink_tokens=2)),
+    "turned_odd_centroid": ("turned_odd", Policy(summary="centroid", fraction=0.5, key_bits=2, tail=True,
+                                                 p=[0.8, 0.9], sink_tokens=2)),
 }
 ARRAY_DTYPES = {"f": ("f32", "<f4"), "i": ("i32", "<i4")}
 
