@@ -3,6 +3,7 @@
 
 #include "ops/backend.h"
 #include "support/cases.h"
+#include "support/compare.h"
 #include "support/step_buffers.h"
 
 /// What selection and pruning promise, checked from their inputs and outputs alone and in double.
@@ -36,6 +37,13 @@ void check_select_promises(const OpCase& op_case, const PagedFixture& fixture,
 ///  - the tail holds, page by page, the weight of what was dropped.
 void check_prune_promises(const OpCase& op_case, const PagedFixture& fixture,
                           const StepBuffers& step, PromiseTolerance tolerance);
+
+/// `out` of a step against softmax over its kept tokens, with its tail, in double.
+void check_attention(const OpCase& op_case, const PagedFixture& fixture, const StepBuffers& step,
+                     const Tolerance& tolerance);
+
+/// p = 1 drops nothing, so that the tail changes no bit.
+void check_full_mass_has_no_tail(Backend& backend, const OpCase& op_case);
 
 /// Runs the selection at rising p: every kept list holds the one before it.
 void check_larger_p_keeps_superset(Backend& backend, const OpCase& op_case);

@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
+
+#include "quant/page_codec.h"
 
 /// The promises that take several runs of a backend.
 namespace twilight::test {
@@ -49,6 +52,70 @@ void expect_same_sequence(const OpCase& op_case, const PagedFixture& fixture, co
 }
 
 }  // namespace
+
+void check_attention(const OpCase& op_case, const PagedFixture& fixture, const StepBuffers& step,
+                     const Tolerance& tolerance) {
+  const FixtureShape& shape = fixture.shape();
+  const auto dim = static_cast<std::size_t>(shape.head_dim);
+  for (std::int64_t seq = 0; seq < fixture.num_seqs(); ++seq) {
+    if (!step.in_subset(seq)) continue;
+    for (std::int64_t q_head = 0; q_head < shape.num_q_heads; ++q_head) {
+      const std::int64_t head = q_head / fixture.group_size();
+      // Logs of weights and what they weigh.
+      std::vector<double> logs;
+      std::vector<std::vector<float>> vectors;
+      const std::span<const float> q = fixture.q_row(seq, q_head);
+      for (const std::int32_t token : step.kept_tokens(seq, head)) {
+        const std::vector<float> k = fixture.k_row(seq, token, head);
+        double score = 0;
+        for (std::size_t d = 0; d < dim; ++d) score += double{q[d]} * double{k[d]};
+        logs.push_back(score * double{fixture.scale()});
+        vectors.push_back(fixture.v_row(seq, token, head));
+      }
+      const std::span<const std::int32_t> pages = step.candidate_pages(seq, head);
+      for (std::size_t i = 0; i < pages.size() && step.has_tail(); ++i) {
+        const double mass = step.tail_row(seq, q_head)[i];
+        if (mass == 0) continue;
+        const auto row = static_cast<std::size_t>(seq * shape.num_q_heads + q_head);
+        logs.push_back(std::log(mass) + double{step.tail_shift[row]});
+        vectors.emplace_back(dim);
+        decode_value_mean(page_records(fixture.index(), fixture.kv().page_of(seq, pages[i]), head,
+                                       shape.page_size, shape.head_dim),
+                          vectors.back());
+      }
+      std::vector<float> want(dim, 0.0F);
+      if (!logs.empty()) {
+        const double top = *std::max_element(logs.begin(), logs.end());
+        double total = 0;
+        std::vector<double> sum(dim, 0.0);
+        for (std::size_t i = 0; i < logs.size(); ++i) {
+          const double weight = std::exp(logs[i] - top);
+          total += weight;
+          for (std::size_t d = 0; d < dim; ++d) sum[d] += weight * double{vectors[i][d]};
+        }
+        for (std::size_t d = 0; d < dim; ++d) want[d] = static_cast<float>(sum[d] / total);
+      }
+      EXPECT_TRUE(close(step.out_row(seq, q_head), want, tolerance)) << where(op_case, seq, q_head);
+    }
+  }
+}
+
+void check_full_mass_has_no_tail(Backend& backend, const OpCase& op_case) {
+  const PagedFixture fixture = op_case.make_fixture();
+  OpCase full = op_case;
+  full.policy.p = 1.0F;
+  full.policy.mixed_p = false;
+  const StepRun with(backend, full, fixture);
+  full.policy.tail = false;
+  const StepRun without(backend, full, fixture);
+  for (std::int64_t seq = 0; seq < fixture.num_seqs(); ++seq) {
+    if (!with.step.in_subset(seq)) continue;
+    for (std::int64_t head = 0; head < fixture.shape().num_q_heads; ++head) {
+      EXPECT_TRUE(same_bits(with.step.out_row(seq, head), without.step.out_row(seq, head)))
+          << where(op_case, seq, head);
+    }
+  }
+}
 
 void check_larger_p_keeps_superset(Backend& backend, const OpCase& op_case) {
   const PagedFixture fixture = op_case.make_fixture();
