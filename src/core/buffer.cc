@@ -38,6 +38,18 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   return *this;
 }
 
+std::byte* Buffer::release() {
+  size_ = 0;
+  return std::exchange(data_, nullptr);
+}
+
+Buffer Buffer::adopt(std::byte* data, std::size_t bytes) {
+  Buffer buffer;
+  buffer.data_ = data;
+  buffer.size_ = bytes;
+  return buffer;
+}
+
 std::byte* Arena::take_bytes(const char* name, std::size_t bytes) {
   const std::size_t offset = align_up(used_);
   used_ = offset + bytes;

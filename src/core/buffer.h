@@ -30,6 +30,9 @@ class Buffer {
   [[nodiscard]] std::byte* data() { return data_; }
   [[nodiscard]] const std::byte* data() const { return data_; }
   [[nodiscard]] std::size_t size() const { return size_; }
+  /// Gives the memory up; `adopt` with its size takes it back.
+  [[nodiscard]] std::byte* release();
+  [[nodiscard]] static Buffer adopt(std::byte* data, std::size_t bytes);
   template <typename T>
   [[nodiscard]] T* as() {
     return reinterpret_cast<T*>(data_);
@@ -57,6 +60,11 @@ class Arena {
     return reinterpret_cast<T*>(take_bytes(name, static_cast<std::size_t>(count) * sizeof(T)));
   }
   [[nodiscard]] std::size_t used_bytes() const { return used_; }
+  /// Bytes the next slice may take.
+  [[nodiscard]] std::int64_t free_bytes() const {
+    const std::size_t begin = align_up(used_);
+    return begin < capacity_ ? static_cast<std::int64_t>(capacity_ - begin) : 0;
+  }
 
  private:
   std::byte* take_bytes(const char* name, std::size_t bytes);

@@ -7,17 +7,17 @@
 /// Scalar conversions of the 16-bit float formats, round to nearest even. NaN stays NaN.
 namespace twilight {
 
-[[nodiscard]] inline float bf16_to_f32(std::uint16_t bits) {
+[[nodiscard]] constexpr float bf16_to_f32(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
-[[nodiscard]] inline std::uint16_t f32_to_bf16(float value) {
+[[nodiscard]] constexpr std::uint16_t f32_to_bf16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
   return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
-[[nodiscard]] inline float f16_to_f32(std::uint16_t half) {
+[[nodiscard]] constexpr float f16_to_f32(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
   const std::uint32_t exponent = (half >> 10) & 0x1fU;
   const std::uint32_t mantissa = half & 0x3ffU;
@@ -29,7 +29,7 @@ namespace twilight {
   return std::bit_cast<float>(sign | ((exponent + 112U) << 23) | (mantissa << 13));
 }
 
-[[nodiscard]] inline std::uint16_t f32_to_f16(float value) {
+[[nodiscard]] constexpr std::uint16_t f32_to_f16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000U);
   const std::uint32_t magnitude = bits & 0x7fffffffU;

@@ -34,23 +34,23 @@ struct PagedKvView {
   const std::int32_t* host_seq_lens = nullptr;
 
   /// Address of slot 0 of (page, head); rows follow at token_stride elements.
-  [[nodiscard]] std::byte* k_rows(std::int64_t page, std::int64_t head) const {
+  [[nodiscard]] constexpr std::byte* k_rows(std::int64_t page, std::int64_t head) const {
     return k.data + (page * k.page_stride + head * k.head_stride) * dtype_bytes(dtype);
   }
-  [[nodiscard]] std::byte* v_rows(std::int64_t page, std::int64_t head) const {
+  [[nodiscard]] constexpr std::byte* v_rows(std::int64_t page, std::int64_t head) const {
     return v.data + (page * v.page_stride + head * v.head_stride) * dtype_bytes(dtype);
   }
   /// N for decisions made on the host.
-  [[nodiscard]] std::int32_t host_len(std::int64_t seq) const {
+  [[nodiscard]] constexpr std::int32_t host_len(std::int64_t seq) const {
     return host_seq_lens != nullptr ? host_seq_lens[seq] : seq_lens[seq];
   }
-  [[nodiscard]] std::int32_t page_of(std::int64_t seq, std::int64_t page_idx) const {
+  [[nodiscard]] constexpr std::int32_t page_of(std::int64_t seq, std::int64_t page_idx) const {
     return block_table[seq * block_table_stride + page_idx];
   }
-  [[nodiscard]] std::int32_t sealed_pages(std::int64_t seq) const {
+  [[nodiscard]] constexpr std::int32_t sealed_pages(std::int64_t seq) const {
     return seq_lens[seq] / page_size;
   }
-  [[nodiscard]] std::int32_t total_pages(std::int64_t seq) const {
+  [[nodiscard]] constexpr std::int32_t total_pages(std::int64_t seq) const {
     return (seq_lens[seq] + page_size - 1) / page_size;
   }
 };

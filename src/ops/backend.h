@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "ops/device_memory.h"
 #include "ops/params.h"
 
 namespace twilight {
@@ -53,6 +54,9 @@ class Backend {
                                          const IndexFormat& format) const = 0;
   /// Order of the index codes that this backend's kernels read.
   [[nodiscard]] virtual IndexLayout index_layout() const { return IndexLayout::kTokenLanes; }
+  /// What the ops' pointers point at (except fields documented as host memory): ordinary host memory
+  /// unless the backend has its own.
+  [[nodiscard]] virtual DeviceMemory& memory() { return host_memory(); }
   /// Scratch one decode op may need, the largest over the ops.
   [[nodiscard]] virtual std::size_t workspace_bytes(const StepCaps& caps) const = 0;
 

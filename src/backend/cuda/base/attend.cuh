@@ -1,0 +1,395 @@
+#ifndef TWILIGHT_BACKEND_CUDA_BASE_ATTEND_CUH_
+#define TWILIGHT_BACKEND_CUDA_BASE_ATTEND_CUH_
+
+#include <cmath>
+#include <cstdint>
+
+#include "backend/cuda/base/attend_args.h"
+#include "backend/cuda/device/elements.cuh"
+#include "backend/cuda/device/records.cuh"
+#include "backend/cuda/device/reduce.cuh"
+#include "core/float16.h"
+
+// attend_kernel: decode attention over all tokens or a list, and the tail, under one online
+// softmax. Grid: (split of the list, KV head x block of its query heads, sequence); 4 warps. A
+// group of 8 lanes takes a token: each lane holds channels 8 (lane + 8 c) .. + 7. Splits follow
+// from the list's length alone, so a sequence gets the same bits in every batch. Shared memory: the
+// warps' results for one merge. Bound by bytes of K and V. Tests: tests/cuda/attend_cuda_test.cc.
+namespace twilight::cuda::base {
+
+constexpr int kAttendThreads = 128;
+constexpr int kTokenLanes = 8;
+constexpr int kUnroll = 2;
+
+/// Running softmax of kHeads query heads over the tokens one group of lanes has seen; log2 scores.
+template <int kChunks, int kHeads>
+struct AttendState {
+  float max[kHeads];
+  float sum[kHeads];
+  float acc[kHeads][kChunks * 8];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      max[h] = -INFINITY;
+      sum[h] = 0;
+#pragma unroll
+      for (int i = 0; i < kChunks * 8; ++i) acc[h][i] = 0;
+    }
+  }
+  /// Raises a head's maximum; returns the shift to subtract from scores (0 while all are -inf).
+  __device__ float raise(int h, float score) {
+    const float top = fmaxf(max[h], score);
+    const float shift = top == -INFINITY ? 0.0F : top;
+    if (top != max[h]) {
+      const float factor = exp2f(max[h] - shift);
+      sum[h] *= factor;
+#pragma unroll
+      for (int i = 0; i < kChunks * 8; ++i) acc[h][i] *= factor;
+      max[h] = top;
+    }
+    return shift;
+  }
+  /// Adds the state of another group of lanes.
+  __device__ void merge(int h, float other_max, float other_sum, float my_factor,
+                        float other_factor) {
+    max[h] = fmaxf(max[h], other_max);
+    sum[h] = sum[h] * my_factor + other_sum * other_factor;
+  }
+};
+
+template <int kChunks, int kHeads>
+__device__ void merge_lanes(AttendState<kChunks, kHeads>& state) {
+#pragma unroll
+  for (int step = 16; step >= kTokenLanes; step /= 2) {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const float other_max = __shfl_xor_sync(kFullMask, state.max[h], step);
+      const float top = fmaxf(state.max[h], other_max);
+      const float shift = top == -INFINITY ? 0.0F : top;
+      const float mine = exp2f(state.max[h] - shift);
+      const float other = exp2f(other_max - shift);
+      const float other_sum = __shfl_xor_sync(kFullMask, state.sum[h], step);
+      state.merge(h, other_max, other_sum, mine, other);
+#pragma unroll
+      for (int i = 0; i < kChunks * 8; ++i) {
+        const float theirs = __shfl_xor_sync(kFullMask, state.acc[h][i], step);
+        state.acc[h][i] = state.acc[h][i] * mine + theirs * other;
+      }
+    }
+  }
+}
+
+/// What dropped tokens add, page by page: mean values times mass. One group of lanes each.
+template <int kChunks, int kHeads>
+struct TailPages {
+  const AttendArgs& args;
+  std::int64_t unit;  ///< (sequence, KV head)
+  int kv_head;
+  int first_head;  ///< in the group
+  int lane;
+  const std::int32_t* table;  ///< the sequence's physical pages
+
+  using State = AttendState<kChunks, kHeads>;
+
+  [[nodiscard]] __device__ int group() const { return args.q.num_heads / args.kv.num_kv_heads; }
+  [[nodiscard]] __device__ std::int64_t head_row(int h) const {
+    return unit * group() + first_head + h;
+  }
+
+  __device__ void add_candidate(int i, State& state) const {
+    const TailParams& tail = args.tail;
+    float mass[kHeads];
+    float score[kHeads];
+    bool any = false;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const bool exists = first_head + h < group();
+      mass[h] = exists ? tail.mass[head_row(h) * tail.candidate_stride + i] : 0.0F;
+      score[h] = exists ? tail.shift[head_row(h)] * kLog2E : 0.0F;
+      any = any || mass[h] > 0;
+    }
+    if (any) add(tail.pages[unit * tail.candidate_stride + i], mass, score, state);
+  }
+
+  __device__ void add_far(int page, float lowest, int candidates, State& state) const {
+    const TailParams& tail = args.tail;
+    if (!(tail.scores[unit * tail.page_stride + page] >= lowest)) return;
+    const std::int32_t* pages = tail.pages + unit * tail.candidate_stride;
+    int low = 0;
+    for (int high = candidates; low < high;) {
+      const int middle = (low + high) / 2;
+      if (pages[middle] < page) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    if (low < candidates && pages[low] == page) return;
+    float mass[kHeads];
+    float score[kHeads];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const bool exists = first_head + h < group();
+      mass[h] = exists ? 1.0F : 0.0F;
+      score[h] = exists ? tail.log_masses[head_row(h) * tail.page_stride + page] * kLog2E : 0.0F;
+    }
+    add(page, mass, score, state);
+  }
+
+  /// Weight mass * 2^score of each head; heads without mass are left out.
+  __device__ void add(int page_idx, const float (&mass)[kHeads], const float (&score)[kHeads],
+                      State& state) const {
+    const KeyIndexView& index = args.tail.index;
+    const std::int64_t page = table[page_idx];
+    const auto* codes = reinterpret_cast<const std::uint32_t*>(index.value_mean(page, kv_head));
+    const float step = f16_to_f32(page_params_of(index, page, kv_head)->value_scale);
+    std::uint32_t word[kChunks];
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int chunk = lane + kTokenLanes * c;
+      word[c] = chunk < args.kv.head_dim / 8 ? codes[chunk] : 0;
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      if (!(mass[h] > 0)) continue;
+      const float weight = mass[h] * exp2f(score[h] - state.raise(h, score[h]));
+      state.sum[h] += weight;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+        for (int b = 0; b < 8; ++b) {
+          // nibble_place: channel b of a chunk is byte b % 4, the high nibble for b of 4 or more.
+          const unsigned code = word[c] >> (8 * (b % 4) + (b >= 4 ? 4 : 0)) & 15U;
+          state.acc[h][c * 8 + b] =
+              fmaf(weight, step * (static_cast<float>(code) - 7.5F), state.acc[h][c * 8 + b]);
+        }
+      }
+    }
+  }
+};
+
+template <typename T, int kChunks, int kHeads>
+__global__ void __launch_bounds__(kAttendThreads)
+    attend_kernel(const __grid_constant__ AttendArgs args) {
+  constexpr int kWarps = kAttendThreads / 32;
+  constexpr int kGroups = kAttendThreads / kTokenLanes;
+  constexpr int kRow = kChunks * 64;
+  __shared__ float warp_acc[kWarps][kHeads][kRow];
+  __shared__ float warp_max[kWarps][kHeads];
+  __shared__ float warp_sum[kWarps][kHeads];
+
+  const PagedKvView& kv = args.kv;
+  const int head_dim = kv.head_dim;
+  const int group = args.q.num_heads / kv.num_kv_heads;
+  const int head_blocks = (group + kHeads - 1) / kHeads;
+  const std::int64_t seq = args.seqs.at(blockIdx.z);
+  const int kv_head = blockIdx.y / head_blocks;
+  const int first_head = blockIdx.y % head_blocks * kHeads;
+  const std::int64_t unit = seq * kv.num_kv_heads + kv_head;
+  const int count = args.kept != nullptr ? args.kept_counts[unit] : kv.seq_lens[seq];
+  const int splits = num_splits(count);
+  const int split = blockIdx.x;
+  if (split >= splits) return;
+  const int begin = split_begin(count, splits, split);
+  const int end = split_begin(count, splits, split + 1);
+
+  const int lane = threadIdx.x % kTokenLanes;
+  const int token_group = threadIdx.x / kTokenLanes;
+  const int num_chunks = head_dim / 8;
+  float q[kHeads][kChunks * 8];
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    const std::int64_t head = std::int64_t{kv_head} * group + first_head + h;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int chunk = lane + kTokenLanes * c;
+      const bool valid = chunk < num_chunks && first_head + h < group;
+      const float* row = args.q.data + seq * args.q.seq_stride + head * head_dim + chunk * 8;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) q[h][c * 8 + i] = valid ? row[i] * args.scale_log2 : 0.0F;
+    }
+  }
+
+  AttendState<kChunks, kHeads> state;
+  state.clear();
+  const std::int32_t* kept = args.kept != nullptr ? args.kept + unit * args.kept_stride : nullptr;
+  const std::int32_t* table = kv.block_table + seq * kv.block_table_stride;
+  for (int base = begin; base < end; base += kGroups * kUnroll) {
+    Raw8<T> k[kUnroll][kChunks];
+    Raw8<T> v[kUnroll][kChunks];
+    bool exists[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int at = base + u * kGroups + token_group;
+      exists[u] = at < end;
+      const int token = !exists[u] ? 0 : kept != nullptr ? kept[at] : at;
+      const std::int64_t page = exists[u] ? table[token / kv.page_size] : 0;
+      const T* k_row = row_of<T>(kv, kv.k, page, kv_head, token % kv.page_size);
+      const T* v_row = row_of<T>(kv, kv.v, page, kv_head, token % kv.page_size);
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        const int chunk = lane + kTokenLanes * c;
+        if (exists[u] && chunk < num_chunks) {
+          k[u][c].load(k_row + chunk * 8, args.aligned);
+          v[u][c].load(v_row + chunk * 8, args.aligned);
+        } else {
+          k[u][c].clear();
+          v[u][c].clear();
+        }
+      }
+    }
+    float score[kUnroll][kHeads];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) score[u][h] = 0;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        float x[8];
+        k[u][c].get(x);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) score[u][h] = fmaf(q[h][c * 8 + i], x[i], score[u][h]);
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+        for (int step = kTokenLanes / 2; step > 0; step /= 2) {
+          score[u][h] += __shfl_xor_sync(kFullMask, score[u][h], step);
+        }
+        if (!exists[u]) score[u][h] = -INFINITY;
+      }
+    }
+    float weight[kUnroll][kHeads];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      float top = score[0][h];
+#pragma unroll
+      for (int u = 1; u < kUnroll; ++u) top = fmaxf(top, score[u][h]);
+      const float shift = state.raise(h, top);
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        weight[u][h] = exp2f(score[u][h] - shift);
+        state.sum[h] += weight[u][h];
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        float x[8];
+        v[u][c].get(x);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            state.acc[h][c * 8 + i] = fmaf(weight[u][h], x[i], state.acc[h][c * 8 + i]);
+          }
+        }
+      }
+    }
+  }
+
+  if (args.tail.mass != nullptr) {
+    const TailPages<kChunks, kHeads> tail{args, unit, kv_head, first_head, lane, table};
+    const int candidates = args.tail.page_counts[unit];
+    const int candidates_end = split_begin(candidates, splits, split + 1);
+    for (int i = split_begin(candidates, splits, split) + token_group; i < candidates_end;
+         i += kGroups) {
+      tail.add_candidate(i, state);
+    }
+    if (args.tail.log_masses != nullptr) {
+      const int sealed = kv.seq_lens[seq] / kv.page_size;
+      const float lowest = logf(args.tail.far_floor / static_cast<float>(sealed));
+      const int sealed_end = split_begin(sealed, splits, split + 1);
+      for (int page = split_begin(sealed, splits, split) + token_group; page < sealed_end;
+           page += kGroups) {
+        tail.add_far(page, lowest, candidates, state);
+      }
+    }
+    __syncwarp();
+  }
+
+  merge_lanes(state);
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x % 32 < kTokenLanes) {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      if (lane == 0) {
+        warp_max[warp][h] = state.max[h];
+        warp_sum[warp][h] = state.sum[h];
+      }
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          warp_acc[warp][h][(lane + kTokenLanes * c) * 8 + i] = state.acc[h][c * 8 + i];
+        }
+      }
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    if (first_head + h >= group) break;
+    float top = warp_max[0][h];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) top = fmaxf(top, warp_max[w][h]);
+    const float shift = top == -INFINITY ? 0.0F : top;
+    float factor[kWarps];
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      factor[w] = exp2f(warp_max[w][h] - shift);
+      sum = fmaf(factor[w], warp_sum[w][h], sum);
+    }
+    const std::int64_t head = std::int64_t{kv_head} * group + first_head + h;
+    float* partial =
+        args.partials + ((seq * args.q.num_heads + head) * kMaxSplits + split) * (head_dim + 2);
+    float* out = splits == 1 ? args.out + seq * args.out_seq_stride + head * head_dim : partial + 2;
+    if (splits > 1 && threadIdx.x == 0) {
+      partial[0] = top;
+      partial[1] = sum;
+    }
+    for (int d = threadIdx.x; d < head_dim; d += kAttendThreads) {
+      float total = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) total = fmaf(factor[w], warp_acc[w][h][d], total);
+      out[d] = splits > 1 ? total : sum == 0 ? 0.0F : total / sum;
+    }
+  }
+}
+
+template <typename T, int kChunks, int kHeads>
+void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream) {
+  const int group = args.q.num_heads / args.kv.num_kv_heads;
+  grid.y = static_cast<unsigned>(args.kv.num_kv_heads * ((group + kHeads - 1) / kHeads));
+  attend_kernel<T, kChunks, kHeads><<<grid, kAttendThreads, 0, stream>>>(args);
+}
+
+/// D up to 64, 128, 192 or 256 channels; four heads at once, two where registers would not do.
+template <typename T>
+void launch_attend_for(const AttendArgs& args, dim3 grid, cudaStream_t stream) {
+  const bool one = args.q.num_heads == args.kv.num_kv_heads;
+  switch ((args.kv.head_dim + 63) / 64) {
+    case 1:
+      return one ? launch_attend<T, 1, 1>(args, grid, stream)
+                 : launch_attend<T, 1, 4>(args, grid, stream);
+    case 2:
+      return one ? launch_attend<T, 2, 1>(args, grid, stream)
+                 : launch_attend<T, 2, 4>(args, grid, stream);
+    case 3:
+      return one ? launch_attend<T, 3, 1>(args, grid, stream)
+                 : launch_attend<T, 3, 2>(args, grid, stream);
+    default:
+      return one ? launch_attend<T, 4, 1>(args, grid, stream)
+                 : launch_attend<T, 4, 2>(args, grid, stream);
+  }
+}
+
+}  // namespace twilight::cuda::base
+
+#endif  // TWILIGHT_BACKEND_CUDA_BASE_ATTEND_CUH_

@@ -1,0 +1,77 @@
+#ifndef TWILIGHT_BACKEND_CUDA_CUDA_BACKEND_H_
+#define TWILIGHT_BACKEND_CUDA_CUDA_BACKEND_H_
+
+#include <string>
+
+#include <cuda_runtime_api.h>
+
+#include "backend/cuda/cublas_linear.h"
+#include "backend/cuda/cuda_memory.h"
+#include "ops/backend.h"
+
+namespace twilight::cuda {
+
+/// Owns a stream of one device; never null.
+class Stream {
+ public:
+  explicit Stream(int device);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  [[nodiscard]] cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// Ops of one GPU as launches on one stream. Pointers of the parameter blocks are device memory,
+/// except those documented as host memory; kv.host_seq_lens must hold the lengths too. Decode ops
+/// read lengths on the device and size their grids by strides, so a captured step can be replayed
+/// with other lengths, up to the strides' capacity; which sequences an op works on and their p are
+/// part of the capture. An op allocates nothing and waits for nothing (linear: see CublasLinear).
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device);
+  ~CudaBackend() override;
+
+  [[nodiscard]] std::string name() const override { return "cuda"; }
+  [[nodiscard]] std::string description() const override { return description_; }
+  [[nodiscard]] Support supports(const StepCaps& caps, DType cache_dtype,
+                                 const IndexFormat& format) const override;
+  [[nodiscard]] IndexLayout index_layout() const override { return IndexLayout::kMma; }
+  [[nodiscard]] DeviceMemory& memory() override { return memory_; }
+  [[nodiscard]] std::size_t workspace_bytes(const StepCaps& caps) const override;
+  [[nodiscard]] bool has_fused_select_and_prune() const override { return true; }
+
+  /// Where every op is launched; for captures and timing.
+  [[nodiscard]] cudaStream_t stream() const { return stream_.get(); }
+  [[nodiscard]] int device() const { return device_; }
+
+ private:
+  void do_append_kv(const AppendKvParams& params) override;
+  void do_seal_pages(const SealPagesParams& params) override;
+  void do_copy_pages(const CopyPagesParams& params) override;
+  void do_score_pages(const ScorePagesParams& params, Workspace workspace) override;
+  void do_exact_scores(const ExactScoresParams& params, Workspace workspace) override;
+  void do_select_pages(const SelectPagesParams& params, Workspace workspace) override;
+  void do_estimate_scores(const EstimateParams& params, Workspace workspace) override;
+  void do_prune_top_p(const PruneParams& params, Workspace workspace) override;
+  void do_select_and_prune(const SelectAndPruneParams& params, Workspace workspace) override;
+  void do_attend_dense(const AttendDenseParams& params, Workspace workspace) override;
+  void do_attend_sparse(const AttendSparseParams& params, Workspace workspace) override;
+  void do_attend_prefill(const AttendPrefillParams& params) override;
+  void do_linear(const LinearParams& params) override;
+  void do_rms_norm(const RmsNormParams& params) override;
+  void do_rope(const RopeParams& params) override;
+  void do_silu_mul(const SiluMulParams& params) override;
+
+  int device_;
+  Stream stream_;
+  CudaMemory memory_;
+  CublasLinear linear_;
+  std::string description_;
+};
+
+}  // namespace twilight::cuda
+
+#endif  // TWILIGHT_BACKEND_CUDA_CUDA_BACKEND_H_
