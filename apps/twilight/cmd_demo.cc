@@ -12,6 +12,7 @@
 #include "paths.h"
 #include "progress.h"
 #include "stats_json.h"
+#include "telemetry.h"
 
 namespace twilight::app {
 namespace {
@@ -25,6 +26,7 @@ struct DemoFlags {
   std::uint64_t seed = 0;
   bool seed_given = false;
   std::int32_t tokens = 64;
+  std::int32_t audit_every = 0;
 };
 
 constexpr std::int32_t kAnswerTokens = 10;
@@ -34,13 +36,15 @@ struct Outcome {
   bool found = false;
   double tokens_per_second = 0;
   DecodeTotals totals;
+  Telemetry telemetry;
   std::vector<BudgetRecorder::Layer> layers;
 };
 
 // The answer, and then more tokens so that the speed rests on enough steps; the text after the
 // answer is shown to no one.
 Outcome run_policy(Engine& engine, const Sequence& prompt, std::span<const float> logits,
-                   const SparsePolicy& policy, const PasskeyTask& task, std::int32_t tokens) {
+                   const SparsePolicy& policy, const PasskeyTask& task, std::int32_t tokens,
+                   std::int32_t audit_every) {
   engine.set_policy(policy);
   engine.reset_totals();
   Sequence sequence = prompt.fork();
@@ -49,7 +53,11 @@ Outcome run_policy(Engine& engine, const Sequence& prompt, std::span<const float
   options.max_tokens = tokens;
   options.stop_at_eos = false;
   options.on_token = [](std::int32_t) { return !interrupted(); };
-  options.on_step = [&] { recorder.record(engine); };
+  StepAudit audit(engine, audit_every);
+  options.on_step = [&] {
+    recorder.record(engine);
+    audit.after_step();
+  };
   const GenerateResult result = generate(engine, sequence, logits, options);
   Outcome outcome;
   std::string text = engine.model().decode(result.tokens);
@@ -62,6 +70,7 @@ Outcome run_policy(Engine& engine, const Sequence& prompt, std::span<const float
                                   ? static_cast<double>(result.decode_steps) / result.decode_seconds
                                   : 0;
   outcome.totals = engine.totals();
+  outcome.telemetry = audit.telemetry();
   outcome.layers = recorder.layers();
   return outcome;
 }
@@ -73,6 +82,7 @@ nlohmann::ordered_json outcome_json(const Outcome& outcome, const SparsePolicy& 
   out["found"] = outcome.found;
   out["decode_tokens_per_second"] = outcome.tokens_per_second;
   out["attention"] = totals_json(outcome.totals);
+  out["telemetry"] = outcome.telemetry.report(policy);
   for (const auto& layer : outcome.layers) {
     const Spread s = spread_of(layer.kept);
     out["kept_per_layer"].push_back({{"sparse", layer.sparse},
@@ -136,8 +146,9 @@ int run_demo(const DemoFlags& flags) {
   const double prefill_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const Outcome dense =
-      run_policy(engine, prompt, logits, make_policy("dense"), task, flags.tokens);
-  const Outcome sparse = run_policy(engine, prompt, logits, sparse_policy, task, flags.tokens);
+      run_policy(engine, prompt, logits, make_policy("dense"), task, flags.tokens, 0);
+  const Outcome sparse =
+      run_policy(engine, prompt, logits, sparse_policy, task, flags.tokens, flags.audit_every);
   if (interrupted()) return kInterruptedExit;
   const double ratio =
       dense.tokens_per_second > 0 ? sparse.tokens_per_second / dense.tokens_per_second : 0;
@@ -168,6 +179,8 @@ int run_demo(const DemoFlags& flags) {
     print_row("  in the sparse layers", "100 %",
               number("%.1f %%", sparse.totals.sparse_bytes_ratio() * 100));
     std::printf("\n%s", budget_chart(sparse.layers).c_str());
+    const std::string line = sparse.telemetry.line(engine.policy());
+    if (!line.empty()) std::printf("\n%s\n", line.c_str());
   }
   return dense.found && sparse.found ? 0 : 1;
 }
@@ -193,6 +206,12 @@ void add_demo(CLI::App& app, Action& action) {
   command->add_option("--tokens", flags->tokens, "Tokens to decode each time")
       ->capture_default_str()
       ->check(CLI::Range(kAnswerTokens, 1 << 20));
+  command
+      ->add_option("--audit-every", flags->audit_every,
+                   "Measure the true kept mass, which slows the steps it is done in, in one step "
+                   "of this many; 0 never")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 30));
   auto* seed = command->add_option("--seed", flags->seed, "Draw the same fact again")
                    ->check(CLI::NonNegativeNumber);
   command->callback([flags, seed, &action] {

@@ -10,6 +10,7 @@
 #include "paths.h"
 #include "progress.h"
 #include "stats_json.h"
+#include "telemetry.h"
 #include "twilight/error.h"
 
 namespace twilight::app {
@@ -22,6 +23,7 @@ struct GenerateFlags {
   std::string model, prompt, prompt_file, stats;
   std::int32_t max_tokens = 128;
   std::int32_t context = 0;
+  std::int32_t audit_every = 0;
   bool ignore_eos = false;
   bool force = false;
 };
@@ -98,7 +100,11 @@ int run_generate(const GenerateFlags& flags) {
     }
     return !interrupted();
   };
-  generate_options.on_step = [&] { recorder.record(engine); };
+  StepAudit audit(engine, flags.audit_every);
+  generate_options.on_step = [&] {
+    recorder.record(engine);
+    audit.after_step();
+  };
   const GenerateResult result = generate(engine, sequence, logits, generate_options);
   const std::string rest = stream.flush();
   text += rest;
@@ -117,6 +123,7 @@ int run_generate(const GenerateFlags& flags) {
       result.decode_steps > 0 ? static_cast<double>(result.decode_steps) / result.decode_seconds
                               : 0.0;
   report["attention"] = totals_json(engine.totals());
+  report["telemetry"] = audit.telemetry().report(engine.policy());
   if (stats_file.is_open()) {
     nlohmann::ordered_json with_steps = report;
     with_steps["steps"] = recorder.steps();
@@ -129,7 +136,8 @@ int run_generate(const GenerateFlags& flags) {
                 report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else {
     std::printf("%s\n", rest.c_str());
-    std::fprintf(stderr, "%s\n", summary_line(report).c_str());
+    std::fprintf(stderr, "%s%s\n", summary_line(report).c_str(),
+                 audit.telemetry().details(engine.policy()).c_str());
   }
   return interrupted() ? kInterruptedExit : 0;
 }
@@ -160,6 +168,12 @@ void add_generate(CLI::App& app, Action& action) {
   command->add_option("--stats", flags->stats,
                       "Write per-step, per-layer, per-head statistics (JSON)");
   command->add_flag("--force", flags->force, "Replace the statistics file if it exists");
+  command
+      ->add_option("--audit-every", flags->audit_every,
+                   "Measure the true kept mass, which reads every key, in one step of this many; "
+                   "0 never")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 30));
   command->callback([flags, &action] { action = [flags] { return run_generate(*flags); }; });
 }
 

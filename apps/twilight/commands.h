@@ -14,6 +14,8 @@ void add_demo(CLI::App& app, Action& action);
 void add_generate(CLI::App& app, Action& action);
 void add_eval(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
+void add_pareto(CLI::App& app, Action& action);
+void add_calibrate(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
 

@@ -49,6 +49,8 @@ int main(int argc, char** argv) {
   add_demo(app, action);
   add_generate(app, action);
   add_eval(app, action);
+  add_pareto(app, action);
+  add_calibrate(app, action);
   add_bench(app, action);
   add_inspect(app, action);
   add_info(app, action);

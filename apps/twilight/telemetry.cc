@@ -121,23 +121,26 @@ std::vector<std::string> Telemetry::warnings(const SparsePolicy& policy) const {
   return out;
 }
 
-std::string Telemetry::line(const SparsePolicy& policy) const {
+std::string Telemetry::details(const SparsePolicy& policy) const {
   if (policy.is_dense()) return "";
-  std::int64_t total = sparse;
-  for (const auto& [reason, count] : dense) total += count;
-  std::string out =
-      policy.name + ": " + grouped(sparse) + " of " + grouped(total) + " layer steps sparse";
-  for (const auto& [reason, count] : dense) {
-    out += ", " + grouped(count) + " dense (" + reason + ")";
-  }
-  if (audited_steps > 0) {
-    out += "; " + grouped(audited_steps) + " of " + grouped(steps) + " steps audited: true mass " +
-           percent(true_mass());
+  std::string out;
+  for (const auto& [reason, count] : dense) out += "; " + grouped(count) + " dense: " + reason;
+  if (audited_heads > 0) {
+    out += "; true mass " + percent(true_mass()) + " (" + grouped(audited_steps) + " of " +
+           grouped(steps) + " steps audited)";
   } else {
     out += "; estimates not audited";
   }
   for (const std::string& warning : warnings(policy)) out += "; WARNING: " + warning;
   return out;
+}
+
+std::string Telemetry::line(const SparsePolicy& policy) const {
+  if (policy.is_dense()) return "";
+  std::int64_t total = sparse;
+  for (const auto& [reason, count] : dense) total += count;
+  return policy.name + ": " + grouped(sparse) + " of " + grouped(total) + " layer steps sparse" +
+         details(policy);
 }
 
 nlohmann::ordered_json Telemetry::report(const SparsePolicy& policy) const {

@@ -44,6 +44,8 @@ struct Telemetry {
   /// One line without its end: what ran, what stayed dense and why, and the warnings. Empty for a
   /// dense policy.
   [[nodiscard]] std::string line(const SparsePolicy& policy) const;
+  /// The line without its beginning, the count of sparse layer steps: parts each led by "; ".
+  [[nodiscard]] std::string details(const SparsePolicy& policy) const;
   /// The fields, and the warnings as a list.
   [[nodiscard]] nlohmann::ordered_json report(const SparsePolicy& policy) const;
 };
