@@ -1,0 +1,266 @@
+#ifndef TWILIGHT_BACKEND_CUDA_FAST_ESTIMATE_CUH_
+#define TWILIGHT_BACKEND_CUDA_FAST_ESTIMATE_CUH_
+
+#include "backend/cuda/fast/quest.cuh"
+#include "backend/cuda/fast/score.cuh"
+
+/// Estimated token weights of this block's candidate pages: 2^(estimate - norm) in bf16,
+/// [owned page, token, head], and each page's sums. One warp a page, two pages in flight and two
+/// loading. Page sums add in an order of their own, head sums in the order of candidates, so
+/// neither depends on the launch shape.
+namespace twilight::cuda_fast {
+
+template <class C>
+struct EstimateRecord {
+  Words<C::kSteps> codes[C::kPaper ? 2 : 1];
+  uint2 scales;
+
+  __device__ __forceinline__ void load(const Step<C>& step, int i) {
+    const std::uint8_t* record = step.record(step.args.estimates, step.physical()[i]);
+    if constexpr (C::kPaper) {
+      const std::uint8_t* at = record + 16 * step.lane();
+      if constexpr (C::kSteps == 4) {
+        codes[0] = load_words<4>(at);
+        codes[1] = load_words<4>(at + 512);
+      } else {
+        const uint4 v = load_stream16(at);
+        codes[0].w[0] = v.x, codes[0].w[1] = v.y;
+        codes[1].w[0] = v.z, codes[1].w[1] = v.w;
+      }
+      scales = load_stream8(record + 256 * C::kSteps + 8 * step.g());
+    } else {
+      codes[0] = load_words<C::kSteps>(record + 4 * C::kSteps * step.lane());
+      scales.x = load_stream4(record + 128 * C::kSteps + 4 * step.g());
+    }
+  }
+};
+
+/// What a lane needs of its heads.
+template <class C>
+struct EstimateHeads {
+  float unit[C::kLaneHeads];
+  float offset[C::kLaneHeads];
+  float norm[C::kLaneHeads];
+  float largest[C::kLaneHeads];
+
+  __device__ void load(const Step<C>& step) {
+#pragma unroll
+    for (int i = 0; i < C::kLaneHeads; ++i) {
+      const int head = step.t() + 4 * i;
+      unit[i] = step.s.q_step[head];
+      offset[i] = (C::kPaper ? 1.0F : 1.5F) * step.s.q_sum[head];
+      norm[i] = step.s.norm[head];
+      largest[i] = -INFINITY;
+    }
+  }
+};
+
+__device__ __forceinline__ float bf16_round(float x, std::uint16_t* bits) {
+  const Bf16 r = __float2bfloat16_rn(x);
+  *bits = *reinterpret_cast<const std::uint16_t*>(&r);
+  return __uint_as_float(static_cast<std::uint32_t>(*bits) << 16);
+}
+
+/// Stores the weights of tokens g and g + 8 of owned page i under head t + 4 set, and their sum.
+template <class C>
+__device__ __forceinline__ void store_weights(const Step<C>& step, int i, int head, float w0,
+                                              float w1) {
+  std::uint16_t bits[2];
+  const float sum = column_sum(bf16_round(w0, &bits[0]) + bf16_round(w1, &bits[1]));
+  if (head >= C::kHeads) return;
+  step.weights()[(i * kPage + step.g()) * C::kHeads + head] = bits[0];
+  step.weights()[(i * kPage + step.g() + 8) * C::kHeads + head] = bits[1];
+  if (step.g() < C::kCluster) {
+    put_float<C::kCluster>(&step.page_sums()[(step.begin() + i) * C::kHeads + head], step.g(), sum);
+  }
+}
+
+template <class C>
+__device__ __forceinline__ void estimate_page(const Step<C>& step, const EstimateRecord<C>& record,
+                                              const QueryCodes<C>& q, EstimateHeads<C>& heads,
+                                              int i) {
+#pragma unroll
+  for (int set = 0; set < C::kLaneHeads; ++set) {
+    const int head = step.t() + 4 * set;
+    float product[2];
+    if constexpr (C::kPaper) {
+      int acc[4] = {};
+#pragma unroll
+      for (int j = 0; j < C::kSteps; ++j) {
+        // Two words a step: halves 0 and 1 of the step's channels.
+        const int at = 2 * j;
+        const std::uint32_t h0 = record.codes[at / C::kSteps].w[at % C::kSteps];
+        const std::uint32_t h1 = record.codes[(at + 1) / C::kSteps].w[(at + 1) % C::kSteps];
+        mma_u8s8(acc, h0 & 0x0f0f0f0fU, (h0 >> 4) & 0x0f0f0f0fU, h1 & 0x0f0f0f0fU,
+                 (h1 >> 4) & 0x0f0f0f0fU, q.b[set][2 * j], q.b[set][2 * j + 1]);
+      }
+      product[0] = static_cast<float>(128 * acc[0] + acc[1]);
+      product[1] = static_cast<float>(128 * acc[2] + acc[3]);
+    } else {
+      // The low sum starts at the bits of 1.5 * 2^23: 128 * high + low is then a float's mantissa.
+      int acc[4] = {0, 0x4b400000, 0, 0x4b400000};
+#pragma unroll
+      for (int j = 0; j < C::kSteps; ++j) {
+        const std::uint32_t w = record.codes[0].w[j];
+        mma_u8s8(acc, w & 0x03030303U, (w >> 2) & 0x03030303U, (w >> 4) & 0x03030303U,
+                 (w >> 6) & 0x03030303U, q.b[set][2 * j], q.b[set][2 * j + 1]);
+      }
+      product[0] = __int_as_float(128 * acc[0] + acc[1]) - 12582912.0F;
+      product[1] = __int_as_float(128 * acc[2] + acc[3]) - 12582912.0F;
+    }
+    float e[2];
+    if constexpr (C::kPaper) {
+      const float2 first = f16_pair(record.scales.x);
+      const float2 second = f16_pair(record.scales.y);
+      e[0] = first.x * (heads.unit[set] * product[0]) + first.y * heads.offset[set];
+      e[1] = second.x * (heads.unit[set] * product[1]) + second.y * heads.offset[set];
+    } else {
+      const float2 scale = f16_pair(record.scales.x);
+      const float centre = step.page_values()[i * C::kHeads + (head < C::kHeads ? head : 0)];
+      e[0] = scale.x * (heads.unit[set] * product[0] - heads.offset[set]) + centre;
+      e[1] = scale.y * (heads.unit[set] * product[1] - heads.offset[set]) + centre;
+    }
+    heads.largest[set] = fmaxf(heads.largest[set], fmaxf(e[0], e[1]));
+    store_weights(step, i, head, exp2_fast(e[0] - heads.norm[set]),
+                  exp2_fast(e[1] - heads.norm[set]));
+  }
+}
+
+/// Exact weights of the open page, owned page i, by one warp.
+template <class C>
+__device__ void estimate_open_page(const Step<C>& step, int i, EstimateHeads<C>& heads) {
+  const StepArgs& args = step.args;
+  const int tokens = step.n() % kPage;
+  float sums = 0;
+  const int head = C::kHeads == 8 ? step.g() : step.g() % 4;
+  const bool real = head < args.group;
+  const float norm = real ? step.s.norm[head] : 0.0F;
+  float largest = -INFINITY;
+  for (int half = 0; half < 2; ++half) {
+    const int slot = min(8 * half + step.g(), tokens - 1);
+    const std::uint8_t* row = step.record(args.k, step.physical()[i]) +
+                              static_cast<std::int64_t>(slot) * args.k_token_stride + 16 * step.t();
+    uint4 x[C::kDim / 32];
+#pragma unroll
+    for (int k = 0; k < C::kDim / 32; ++k) x[k] = load_stream16(row + 64 * k);
+    float acc[4] = {};
+    row_products<C, typename C::Element>(acc, step.s.q_rows, x, step.g(), step.t());
+    const float2 products = whole_products<C>(acc);
+    const float e[2] = {products.x, products.y};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int token = 8 * half + 2 * step.t() + k;
+      const bool exists = token < tokens && real;
+      if (exists) largest = fmaxf(largest, e[k]);
+      std::uint16_t bits;
+      sums += bf16_round(exists ? exp2_fast(e[k] - norm) : 0.0F, &bits);
+      if (head < C::kHeads && (C::kHeads == 8 || step.g() < 4)) {
+        step.weights()[(i * kPage + token) * C::kHeads + head] = bits;
+      }
+    }
+  }
+  sums += __shfl_xor_sync(kFullMask, sums, 1);
+  sums += __shfl_xor_sync(kFullMask, sums, 2);
+  largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 2));
+  if (head < C::kHeads && step.t() == 0 && (C::kHeads == 8 || step.g() < 4)) {
+    for (int r = 0; r < C::kCluster; ++r) {
+      put_float<C::kCluster>(&step.page_sums()[(step.begin() + i) * C::kHeads + head], r, sums);
+    }
+  }
+#pragma unroll
+  for (int set = 0; set < C::kLaneHeads; ++set) {
+    const float other = __shfl_sync(kFullMask, largest, 4 * (step.t() + 4 * set));
+    heads.largest[set] = fmaxf(heads.largest[set], other);
+  }
+}
+
+template <class C>
+__device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
+  QueryCodes<C> q;
+  q.load(step);
+  heads.load(step);
+  const int count = step.owned_sealed();
+  constexpr int kW = C::kWarps;
+  int i = step.warp();
+  if (i < count) {
+    const int end = count - 1;
+    EstimateRecord<C> a[2];
+    EstimateRecord<C> b[2];
+    a[0].load(step, i);
+    a[1].load(step, min(i + kW, end));
+    b[0].load(step, min(i + 2 * kW, end));
+    b[1].load(step, min(i + 3 * kW, end));
+    while (true) {
+      estimate_page(step, a[0], q, heads, i);
+      if (i + kW < count) estimate_page(step, a[1], q, heads, i + kW);
+      if (i + 2 * kW >= count) break;
+      a[0].load(step, min(i + 4 * kW, end));
+      a[1].load(step, min(i + 5 * kW, end));
+      estimate_page(step, b[0], q, heads, i + 2 * kW);
+      if (i + 3 * kW < count) estimate_page(step, b[1], q, heads, i + 3 * kW);
+      if (i + 4 * kW >= count) break;
+      b[0].load(step, min(i + 6 * kW, end));
+      b[1].load(step, min(i + 7 * kW, end));
+      i += 4 * kW;
+    }
+  }
+  if (step.owned() > step.owned_sealed() && step.warp() == kW - 1) {
+    estimate_open_page(step, step.owned_sealed(), heads);
+  }
+}
+
+/// Weights under a shift that keeps them in range, and head_sum, head_max, norm to match.
+template <class C>
+__device__ void estimate(const Step<C>& step) {
+  Fixed<C>& s = step.s;
+#pragma unroll 1
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    EstimateHeads<C> heads;
+    estimate_weights(step, heads);
+#pragma unroll
+    for (int set = 0; set < C::kLaneHeads; ++set) {
+      const float largest = column_max(heads.largest[set]);
+      if (step.g() == 0) s.reduce[step.warp()][step.t() + 4 * set].x = largest;
+    }
+    __syncthreads();
+    if (step.warp() < C::kHeads) {
+      const float largest =
+          warp_max(step.lane() < C::kWarps ? s.reduce[step.lane()][step.warp()].x : -INFINITY);
+      if (step.lane() < C::kCluster) {
+        put_float<C::kCluster>(&s.estimate_max[step.rank()][step.warp()], step.lane(), largest);
+      }
+    }
+    cluster_sync<C::kCluster>();
+#pragma unroll 1
+    for (int head = step.warp(); head < C::kHeads; head += C::kWarps) {
+      float sum = 0;
+#pragma unroll 1
+      for (int i = step.lane(); i < step.candidates(); i += 32) {
+        sum += step.page_sums()[i * C::kHeads + head];
+      }
+      sum = warp_sum(sum);
+      float largest = -INFINITY;
+      for (int r = 0; r < C::kCluster; ++r) largest = fmaxf(largest, s.estimate_max[r][head]);
+      if (step.lane() == 0) {
+        s.head_sum[head] = sum;
+        s.head_max[head] = largest;
+      }
+    }
+    __syncthreads();
+    bool fits = true;
+    for (int head = 0; head < step.args.group; ++head) {
+      const float sum = s.head_sum[head];
+      fits = fits && sum > 0x1p-80F && sum < 0x1p60F;
+    }
+    if (fits || attempt == 1) break;
+    // The page model was far off: shift by the largest estimate instead.
+    cluster_sync<C::kCluster>();
+    if (step.tid() < C::kHeads) s.norm[step.tid()] = s.head_max[step.tid()];
+    __syncthreads();
+  }
+}
+
+}  // namespace twilight::cuda_fast
+
+#endif  // TWILIGHT_BACKEND_CUDA_FAST_ESTIMATE_CUH_

@@ -1,0 +1,90 @@
+#ifndef TWILIGHT_BACKEND_CUDA_FAST_STEP_ARGS_H_
+#define TWILIGHT_BACKEND_CUDA_FAST_STEP_ARGS_H_
+
+#include <cstdint>
+
+/// Kernel parameters of the fused sparse step. Device pointers; strides of planes in bytes.
+namespace twilight::cuda_fast {
+
+struct Plane {
+  const std::uint8_t* data = nullptr;
+  std::int64_t head_stride = 0;
+  std::uint32_t page_stride = 0;
+};
+
+/// Offsets into dynamic shared memory, one set for every block of a launch (bytes).
+///
+/// Region A is used three times over: page scores while selecting; token weights, histogram and
+/// page sums while pruning; attended rows, their scores and the partial outputs at the end.
+struct SmemLayout {
+  std::int32_t max_pages = 0;       ///< sealed pages a problem may have, a multiple of 16
+  std::int32_t max_candidates = 0;  ///< candidate pages a problem may have
+  std::int32_t owned = 0;           ///< candidate pages a block may own
+  std::int32_t tile_mass = 0;       ///< float2 [tiles, heads]: base and sum of the tile's masses
+  std::int32_t tile_centre = 0;     ///< float [tiles owned, heads]
+  std::int32_t keys = 0;            ///< [pages]
+  std::int32_t page_sums = 0;       ///< float [candidates, heads]
+  std::int32_t histogram = 0;       ///< of pruning
+  std::int32_t boundary = 0;        ///< boundary list of pruning
+  std::int32_t chunk_scores = 0;    ///< float [kChunk, heads]
+  std::int32_t partials = 0;        ///< partial outputs
+  std::int32_t candidates = 0;      ///< region B: page numbers, physical pages, masses, masks
+  std::int32_t select_mass = 0;     ///< mass histogram of selection, 0 bytes long without the rule
+  std::int32_t fixed = 0;           ///< region C: Fixed
+  std::int32_t bytes = 0;
+};
+
+struct StepArgs {
+  const float* q = nullptr;  ///< [B, Hq, D]
+  std::int64_t q_seq_stride = 0;
+  Plane summaries;
+  Plane estimates;
+  Plane value_means;
+  Plane params;
+  Plane k;
+  Plane v;
+  std::int32_t k_token_stride = 0;  ///< bytes
+  std::int32_t v_token_stride = 0;
+  const std::int32_t* block_table = nullptr;
+  std::int64_t table_stride = 0;
+  const std::int32_t* seq_lens = nullptr;
+  const std::int32_t* seq_ids = nullptr;  ///< null: block row i is sequence i
+  std::int32_t num_kv_heads = 0;
+  std::int32_t group = 0;
+  float scale = 0;
+
+  std::int32_t sink_tokens = 0;
+  std::int32_t recent_pages = 0;
+  double fraction = 0;
+  std::int32_t min_candidates = 0;
+  std::int32_t max_candidates = 0;
+  float mass = 0;
+  std::int32_t mass_floor = 0;
+
+  const float* p = nullptr;  ///< [B, Hq]
+  std::int32_t min_tokens = 0;
+  bool tail = false;
+
+  float* out = nullptr;
+  std::int64_t out_seq_stride = 0;
+  /// Lists for statistics; each may be null.
+  std::int32_t* pages = nullptr;
+  std::int32_t* page_counts = nullptr;
+  std::int64_t candidate_stride = 0;
+  std::int32_t* kept = nullptr;
+  std::int32_t* kept_counts = nullptr;
+  std::int64_t kept_stride = 0;
+  std::int32_t* head_counts = nullptr;
+  float* head_mass = nullptr;
+  float* tail_mass = nullptr;
+  float* tail_shift = nullptr;
+  std::int64_t* stamps = nullptr;  ///< [problems, kStamps] nanoseconds, for benchmarks; may be null
+
+  SmemLayout smem;
+};
+
+inline constexpr int kStamps = 12;
+
+}  // namespace twilight::cuda_fast
+
+#endif  // TWILIGHT_BACKEND_CUDA_FAST_STEP_ARGS_H_

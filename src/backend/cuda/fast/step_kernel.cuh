@@ -1,0 +1,99 @@
+#ifndef TWILIGHT_BACKEND_CUDA_FAST_STEP_KERNEL_CUH_
+#define TWILIGHT_BACKEND_CUDA_FAST_STEP_KERNEL_CUH_
+
+#include "backend/cuda/fast/attend.cuh"
+#include "backend/cuda/fast/estimate.cuh"
+#include "backend/cuda/fast/prune.cuh"
+#include "backend/cuda/fast/score.cuh"
+#include "backend/cuda/fast/select.cuh"
+
+namespace twilight::cuda_fast {
+
+/// A problem without tokens: zeros.
+template <class C>
+__device__ void write_empty(const Step<C>& step) {
+  const StepArgs& args = step.args;
+  if (step.rank() != 0) return;
+  const std::int64_t row = step.seq() * args.out_seq_stride +
+                           static_cast<std::int64_t>(step.kv_head()) * args.group * C::kDim;
+#pragma unroll 1
+  for (int i = step.tid(); i < args.group * C::kDim; i += C::kThreads) args.out[row + i] = 0.0F;
+  if (step.tid() == 0 && args.page_counts != nullptr) args.page_counts[step.problem()] = 0;
+  if (step.tid() == 0 && args.kept_counts != nullptr) args.kept_counts[step.problem()] = 0;
+  if (step.tid() < args.group) {
+    const int head = step.problem() * args.group + step.tid();
+    if (args.head_counts != nullptr) args.head_counts[head] = 0;
+    if (args.head_mass != nullptr) args.head_mass[head] = 0.0F;
+    if (args.tail_shift != nullptr) args.tail_shift[head] = -INFINITY;
+  }
+}
+
+/// Shift of the weights where no page model gives one: the largest upper bound of a score.
+template <class C>
+__device__ void bound_norms(const Step<C>& step) {
+  std::uint32_t largest = 0;
+#pragma unroll 1
+  for (int page = step.tid(); page < step.sealed(); page += C::kThreads) {
+    largest = max(largest, step.keys()[page]);
+  }
+  largest = __reduce_max_sync(kFullMask, largest);
+  if (step.lane() == 0) step.s.warp_counts[0][step.warp()] = largest;
+  __syncthreads();
+  if (step.tid() < 8) {
+    std::uint32_t key = 0;
+    for (int w = 0; w < C::kWarps; ++w) key = max(key, step.s.warp_counts[0][w]);
+    const float bound = __uint_as_float((key >> 31) != 0 ? key & 0x7fffffffU : ~key);
+    step.s.norm[step.tid()] =
+        step.tid() >= step.args.group ? 1e30F : key != 0 && fabsf(bound) < 1e30F ? bound : 0.0F;
+  }
+  __syncthreads();
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, C::kCluster == 1 ? 1024 / C::kThreads : 1)
+    step_kernel(const __grid_constant__ StepArgs args) {
+  extern __shared__ __align__(128) std::uint8_t memory[];
+  const int problem = static_cast<int>(blockIdx.x) / C::kCluster;
+  const int row = problem / args.num_kv_heads;
+  const Step<C> step{args, memory, *reinterpret_cast<Fixed<C>*>(memory + args.smem.fixed)};
+  const int seq = args.seq_ids == nullptr ? row : args.seq_ids[row];
+  const int n = args.seq_lens[seq];
+  if (step.tid() == 0) step.s.problem = {seq, problem % args.num_kv_heads, n, 0};
+  if (step.tid() < 8) step.s.own_count[step.tid()] = 0;
+  __syncthreads();
+  if (n == 0) {
+    write_empty(step);
+    return;
+  }
+  step.stamp(0);
+  if constexpr (C::kPaper) {
+    score_by_bounds(step);
+    cluster_sync<C::kCluster>();
+    step.stamp(2);
+    bound_norms(step);
+  } else {
+    score_by_mass(step);
+    cluster_sync<C::kCluster>();
+    step.stamp(2);
+    head_norms(step);
+    __syncthreads();
+    mass_keys(step);
+    cluster_sync<C::kCluster>();
+  }
+  step.stamp(3);
+  select_candidates(step);
+  cluster_sync<C::kCluster>();
+  step.stamp(4);
+  estimate(step);
+  step.stamp(5);
+  const int kept = prune(step);
+  __syncthreads();
+  step.stamp(6);
+  attend(step, kept);
+  step.stamp(10);
+  if (args.head_mass != nullptr || args.tail_mass != nullptr) write_masses(step);
+}
+
+}  // namespace twilight::cuda_fast
+
+#endif  // TWILIGHT_BACKEND_CUDA_FAST_STEP_KERNEL_CUH_
