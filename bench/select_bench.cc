@@ -107,6 +107,27 @@ std::vector<float> make_rows(Rows kind, std::mt19937_64& random) {
   return rows;
 }
 
+// The units of the first sequence, one call each time, its rows written just before.
+Times prune_in_cache(Backend& backend, PruneParams params, Workspace workspace,
+                     const std::vector<float>& rows, std::vector<float>& estimates, int repeats) {
+  params.seqs = {nullptr, 1};
+  const auto used = static_cast<std::size_t>(kHeadsKv) * kGroup * kCandidates;
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats * 8; ++i) {
+    PruneParams one = params;
+    one.kv.num_kv_heads = 1;
+    one.num_q_heads = kGroup;
+    std::memcpy(estimates.data(), rows.data() + static_cast<std::size_t>(i % 8) * used / kHeadsKv,
+                used / kHeadsKv * sizeof(float));
+    const double begin = wall_seconds();
+    backend.prune_top_p(one, workspace);
+    seconds.push_back(wall_seconds() - begin);
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const std::size_t n = seconds.size();
+  return {seconds[0], seconds[n / 10], seconds[n / 2], seconds[n - 1 - n / 10]};
+}
+
 void print(const char* name, const Times& t, double bound, const char* more) {
   const double unit = 1e6 / static_cast<double>(kUnits);
   std::printf("%-18s %8.2f %8.2f %8.2f-%-8.2f %6.1f %% of %.2f us%s\n", name, t.best * unit,
@@ -186,13 +207,13 @@ int main(int argc, char** argv) {
 
   const auto step = [&](std::int32_t batch) {
     SelectAndPruneParams s;
-    s.score = {{nullptr, batch},
-               {q.data(), std::int64_t{kHeadsQ} * kDim, kHeadsQ},
-               kv,
-               index,
-               1 / std::sqrt(static_cast<float>(kDim)),
-               scores.data(),
-               kPagesPerSeq};
+    s.score.seqs = {nullptr, batch};
+    s.score.q = {q.data(), std::int64_t{kHeadsQ} * kDim, kHeadsQ};
+    s.score.kv = kv;
+    s.score.index = index;
+    s.score.scale = 1 / std::sqrt(static_cast<float>(kDim));
+    s.score.scores = scores.data();
+    s.score.page_stride = kPagesPerSeq;
     s.select.seqs = s.score.seqs;
     s.select.kv = kv;
     s.select.mode = SelectMode::kByScore;
@@ -239,29 +260,53 @@ int main(int argc, char** argv) {
                 read * 1e-9, repeats);
     std::printf("%-18s %8s %8s %17s %s\n", "us a unit", "best", "median", "p10-p90",
                 "of the bytes of the stage before");
-    const SelectAndPruneParams s = step(kSeqs);
+    SelectAndPruneParams s = step(kSeqs);
     backend->score_pages(s.score, workspace);
     print(
         "select 2048 pages",
         measure(
             repeats, processor_seconds, [] {}, [&] { backend->select_pages(s.select, workspace); }),
         kPagesPerSeq * 512 / read, "");
+    SelectPagesParams by_mass = s.select;
+    by_mass.mass = 0.9;
+    std::vector<float> log_masses(scores.size());
+    for (float& x : log_masses) x = std::normal_distribution<float>(0, 2)(random);
+    by_mass.scores = log_masses.data();
+    const Times select_mass = measure(
+        repeats, processor_seconds, [] {}, [&] { backend->select_pages(by_mass, workspace); });
+    char taken[64];
+    std::snprintf(taken, sizeof(taken), ", %d pages", page_counts[0]);
+    print("select mass .9", select_mass, kPagesPerSeq * 128 / read, taken);
+    backend->select_pages(s.select, workspace);
     const struct {
       const char* name;
       Rows kind;
-    } kinds[] = {{"prune planted", Rows::kPlanted},
-                 {"prune flat", Rows::kFlat},
-                 {"prune sinks", Rows::kSinks}};
+      PruneCriterion criterion;
+      bool tail;
+    } kinds[] = {{"head planted", Rows::kPlanted, PruneCriterion::kPerHead, false},
+                 {"head planted tail", Rows::kPlanted, PruneCriterion::kPerHead, true},
+                 {"head flat", Rows::kFlat, PruneCriterion::kPerHead, false},
+                 {"head sinks", Rows::kSinks, PruneCriterion::kPerHead, false},
+                 {"mean planted", Rows::kPlanted, PruneCriterion::kGroupMean, false},
+                 {"mean planted tail", Rows::kPlanted, PruneCriterion::kGroupMean, true},
+                 {"mean flat tail", Rows::kFlat, PruneCriterion::kGroupMean, true},
+                 {"mean sinks tail", Rows::kSinks, PruneCriterion::kGroupMean, true}};
+    std::vector<float> tail_mass(static_cast<std::size_t>(kUnits) * kGroup * kCandidatePages);
+    std::vector<float> tail_shift(static_cast<std::size_t>(kUnits) * kGroup);
     for (const auto& kind : kinds) {
       const std::vector<float> rows = make_rows(kind.kind, random);
+      s.prune.criterion = kind.criterion;
+      s.prune.tail_mass = kind.tail ? tail_mass.data() : nullptr;
+      s.prune.tail_shift = kind.tail ? tail_shift.data() : nullptr;
       const Times t = measure(
           repeats, processor_seconds,
           [&] { std::memcpy(estimates.data(), rows.data(), rows.size() * sizeof(float)); },
           [&] { backend->prune_top_p(s.prune, workspace); });
+      // Rows in the second-level cache, as the fused step has them.
+      const Times hot = prune_in_cache(*backend, s.prune, workspace, rows, estimates, repeats);
       const double kept_tokens = std::accumulate(kept_counts.begin(), kept_counts.end(), 0.0);
       char more[96];
-      std::snprintf(more, sizeof(more), ", %.3f ns a candidate and head, kept %.0f of %d",
-                    t.median * 1e9 / (static_cast<double>(kUnits) * kGroup * kCandidates),
+      std::snprintf(more, sizeof(more), ", in cache %.2f, kept %.0f of %d", hot.median * 1e6,
                     kept_tokens / static_cast<double>(kUnits), kCandidates);
       print(kind.name, t, kCandidates * 68 / read, more);
     }

@@ -70,6 +70,7 @@ class SelectParity : public ::testing::TestWithParam<Param> {
       EXPECT_EQ(a.kept_counts, b.kept_counts);
       EXPECT_EQ(a.head_counts, b.head_counts);
       EXPECT_TRUE(same_bits(a.head_mass, b.head_mass));
+      EXPECT_TRUE(same_bits(a.tail_shift, b.tail_shift));
     }
     for (std::int32_t seq = 0; seq < fixture_.num_seqs(); ++seq) {
       if (!a.in_subset(seq)) continue;
@@ -79,8 +80,61 @@ class SelectParity : public ::testing::TestWithParam<Param> {
         if (candidates_only) continue;
         EXPECT_TRUE(std::ranges::equal(a.kept_tokens(seq, head), b.kept_tokens(seq, head)))
             << "sequence " << seq << ", head " << head;
+        if (!a.has_tail()) continue;
+        for (std::int32_t g = 0; g < fixture_.group_size(); ++g) {
+          const std::int64_t q_head = head * fixture_.group_size() + g;
+          EXPECT_TRUE(std::ranges::equal(a.tail_row(seq, q_head), b.tail_row(seq, q_head)))
+              << "sequence " << seq << ", query head " << q_head;
+        }
       }
     }
+  }
+
+  // The same of the group's mean weights; those that f32 cannot hold are left to the promises.
+  bool undecided_mean(std::int64_t seq, std::int64_t kv_head, std::int64_t slot) const {
+    const std::int32_t group = fixture_.group_size();
+    std::vector<double> mean;
+    double p = 0;
+    for (std::int64_t q_head = kv_head * group; q_head < (kv_head + 1) * group; ++q_head) {
+      const std::span<const float> row =
+          expected_.estimates_row(expected_.estimates_before_prune, seq, q_head);
+      mean.resize(row.size(), 0.0);
+      const auto real = [](float e) { return e > -std::numeric_limits<float>::infinity(); };
+      double max = -std::numeric_limits<double>::infinity();
+      for (const float e : row) max = real(e) ? std::max(max, double{e}) : max;
+      double total = 0;
+      for (const float e : row) total += real(e) ? std::exp(e - max) : 0.0;
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        if (real(row[i])) mean[i] += std::exp(row[i] - max) / total / group;
+      }
+      p = std::max(
+          p,
+          double{
+              expected_.p[static_cast<std::size_t>(seq * fixture_.shape().num_q_heads + q_head)]});
+    }
+    const double here = mean[static_cast<std::size_t>(slot)];
+    if (here < 0x1p-100) return true;
+    double total = 0;
+    double surely_heavier = 0;
+    double maybe_heavier = 0;
+    std::int64_t count_sure = 0;
+    std::int64_t count_maybe = 0;
+    for (const double w : mean) {
+      total += w;
+      if (w > here * (1 + kF32Promises.score)) {
+        surely_heavier += w;
+        ++count_sure;
+      }
+      if (w > here * (1 - kF32Promises.score) && w != here) {
+        maybe_heavier += w;
+        ++count_maybe;
+      }
+    }
+    const bool mass = surely_heavier <= (p + kF32Promises.mass) * total &&
+                      maybe_heavier >= (p - kF32Promises.mass) * total;
+    const bool count = count_sure != count_maybe && count_sure < case_.policy.min_tokens &&
+                       count_maybe >= case_.policy.min_tokens;
+    return mass || count;
   }
 
   // Whether f32 may decide otherwise than double about a candidate slot of a head.
@@ -166,7 +220,11 @@ TEST_P(SelectParity, PruneTopP) {
         ASSERT_NE(page, pages.end());
         const std::int64_t slot = (page - pages.begin()) * page_size + token % page_size;
         bool any = false;
-        for (std::int32_t g = 0; g < group; ++g) any |= undecided(seq, head * group + g, slot);
+        if (case_.policy.criterion == PruneCriterion::kGroupMean) {
+          any = undecided_mean(seq, head, slot);
+        } else {
+          for (std::int32_t g = 0; g < group; ++g) any |= undecided(seq, head * group + g, slot);
+        }
         EXPECT_TRUE(any) << "sequence " << seq << ", head " << head << ", token " << token;
       }
     }

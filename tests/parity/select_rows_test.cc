@@ -140,6 +140,51 @@ std::vector<float> make_row(Random& random, Row kind, std::int64_t size) {
   return row;
 }
 
+TEST_P(SelectRows, CountsByMass) {
+  constexpr double kShares[] = {1e-9, 0.25, 0.5, 0.8, 0.9, 0.999, 1.0 - 1e-9};
+  Random random(14);
+  for (int round = 0; round < rounds(800); ++round) {
+    const std::int64_t pages = 1 + random.below(round % 20 == 0 ? 3000 : 300);
+    cpu::MassPart part;
+    part.pages = pages;
+    part.begin = random.below(std::min<std::int64_t>(pages, 5));
+    part.end = std::max(part.begin, pages - random.below(5));
+    part.mass = kShares[random.below(std::ssize(kShares))];
+    const auto kind = static_cast<Scores>(round % static_cast<int>(Scores::kCount));
+    std::vector<float> scores = make_scores(random, kind, pages);
+    const float spread = round % 3 == 0 ? 40.0F : 2.0F;
+    for (float& s : scores) s *= spread;
+    part.scores = scores.data();
+
+    std::vector<double> masses(scores.size(), 0.0);
+    float top = -kInfinity;
+    for (const float s : scores) top = s > top ? s : top;
+    double all = 0;
+    double taken = 0;
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      if (!std::isinf(top) && !std::isnan(scores[i])) {
+        masses[i] = std::exp(double{scores[i]} - double{top});
+      }
+      all += masses[i];
+      const auto page = static_cast<std::int64_t>(i);
+      if (page < part.begin || page >= part.end) taken += masses[i];
+    }
+    std::vector<double> ranked(masses.begin() + part.begin, masses.begin() + part.end);
+    std::ranges::sort(ranked, std::greater<>());
+    const auto reached = [&](std::int64_t count, double slack) {
+      double sum = taken;
+      for (std::int64_t i = 0; i < count; ++i) sum += ranked[static_cast<std::size_t>(i)];
+      return sum >= part.mass * all + slack * all;
+    };
+    std::vector<std::int32_t> scratch(static_cast<std::size_t>(cpu::select_scratch_entries(pages)),
+                                      -1);
+    const std::int64_t count = kernels_.count_by_mass(part, scratch.data());
+    ASSERT_TRUE(count >= 0 && count <= part.end - part.begin) << "round " << round;
+    EXPECT_TRUE(count == part.end - part.begin || reached(count, -1e-13)) << "round " << round;
+    EXPECT_FALSE(count > 0 && reached(count - 1, 1e-13)) << "round " << round;
+  }
+}
+
 TEST_P(SelectRows, HeadSets) {
   // f32 weights: e - max rounds by half a unit of up to 128, the exponential by 3 units, sums
   // of 16.
@@ -155,8 +200,12 @@ TEST_P(SelectRows, HeadSets) {
     std::vector<float> row = make_row(random, kind, size);
     const std::vector<float> scores(row.begin(), row.begin() + size);
     std::vector<std::int32_t> scratch(static_cast<std::size_t>(cpu::prune_scratch_entries(size)));
+    const float known = std::accumulate(scores.begin(), scores.end(), -kInfinity,
+                                        [](float m, float e) { return e > m ? e : m; });
     HeadSet set;
-    kernels_.find_head_set(row.data(), size, p, min_tokens, scratch.data(), &set);
+    kernels_.find_head_set(row.data(), size, round % 2 == 0 ? nullptr : &known, p, min_tokens,
+                           scratch.data(), &set);
+    ASSERT_EQ(set.maximum, known);
 
     const auto real = [](float e) { return e > -kInfinity; };
     const std::int64_t num_real = std::ranges::count_if(scores, real);
@@ -237,12 +286,44 @@ TEST_P(SelectRows, Unions) {
       for (std::int64_t slot = 0; slot < slots; ++slot) {
         row[slot] = token_of(slot) < n ? 2 * random.normal() : -kInfinity;
       }
-      kernels_.find_head_set(row, slots, random.uniform(0.05F, 0.95F), 1, scratch.data(),
+      kernels_.find_head_set(row, slots, nullptr, random.uniform(0.05F, 0.95F), 1, scratch.data(),
                              &sets[static_cast<std::size_t>(g)]);
+    }
+
+    const bool group_mean = round % 2 == 1;
+    const float p = random.below(8) == 0 ? 1.0F : random.uniform(0.05F, 0.99F);
+    const auto min_tokens = static_cast<std::int32_t>(random.below(40));
+    // The set of the mean, in double; slots that f32 may decide otherwise are left out of the
+    // comparison by taking the threshold in the middle between two means.
+    float mean_threshold = -kInfinity;
+    std::vector<float> mean(static_cast<std::size_t>(slots), -1.0F);
+    if (group_mean) {
+      std::vector<float> ranked;
+      for (std::int64_t slot = 0; slot < slots; ++slot) {
+        if (token_of(slot) >= n) continue;
+        double sum = 0;
+        for (std::int32_t g = 0; g < group; ++g) {
+          sum += static_cast<double>(rows[static_cast<std::size_t>(g * stride + slot)]) /
+                 sets[static_cast<std::size_t>(g)].total / group;
+        }
+        mean[static_cast<std::size_t>(slot)] = static_cast<float>(sum);
+        ranked.push_back(static_cast<float>(sum));
+      }
+      std::ranges::sort(ranked, std::greater<>());
+      double sum = 0;
+      std::size_t size = 0;
+      while (size < ranked.size() &&
+             (p >= 1 || sum < static_cast<double>(p) || std::ssize(ranked) <= min_tokens ||
+              static_cast<std::int32_t>(size) < min_tokens)) {
+        sum += static_cast<double>(ranked[size++]);
+      }
+      if (size < ranked.size()) mean_threshold = (ranked[size - 1] + ranked[size]) / 2;
     }
 
     std::vector<std::int32_t> kept;
     std::vector<std::int32_t> counts(static_cast<std::size_t>(group), 0);
+    const std::int64_t page_count = std::ssize(pages);
+    std::vector<double> dropped(static_cast<std::size_t>(group * page_count), 0);
     std::vector<double> masses(static_cast<std::size_t>(group), 0);
     for (std::int64_t slot = 0; slot < slots; ++slot) {
       if (token_of(slot) >= n) continue;
@@ -250,12 +331,22 @@ TEST_P(SelectRows, Unions) {
       bool any = always;
       for (std::size_t g = 0; g < sets.size(); ++g) {
         const bool in =
-            rows[g * static_cast<std::size_t>(stride) + static_cast<std::size_t>(slot)] >=
-            sets[g].threshold;
+            group_mean
+                ? mean[static_cast<std::size_t>(slot)] > mean_threshold
+                : rows[g * static_cast<std::size_t>(stride) + static_cast<std::size_t>(slot)] >=
+                      sets[g].threshold;
         counts[g] += in || always ? 1 : 0;
         any |= in;
       }
-      if (!any) continue;
+      if (!any) {
+        for (std::size_t g = 0; g < sets.size(); ++g) {
+          const auto at = static_cast<std::int64_t>(g);
+          dropped[static_cast<std::size_t>(at * page_count + slot / page_size)] +=
+              static_cast<double>(
+                  std::max(0.0F, rows[static_cast<std::size_t>(at * stride + slot)]));
+        }
+        continue;
+      }
       kept.push_back(static_cast<std::int32_t>(token_of(slot)));
       for (std::size_t g = 0; g < sets.size(); ++g) {
         masses[g] +=
@@ -268,7 +359,18 @@ TEST_P(SelectRows, Unions) {
     std::vector<std::int32_t> out(kept.size() + 16, -9);
     std::vector<std::int32_t> head_counts(sets.size(), -1);
     std::vector<float> head_mass(sets.size(), -1);
+    const bool with_tail = round % 3 != 0;
+    std::vector<float> tail_mass(dropped.size() + 16, -9);
+    std::vector<float> tail_shift(sets.size(), kNan);
     UnitePart part;
+    part.criterion = group_mean ? PruneCriterion::kGroupMean : PruneCriterion::kPerHead;
+    part.p = p;
+    part.min_tokens = min_tokens;
+    if (with_tail) {
+      part.tail_mass = tail_mass.data();
+      part.tail_stride = page_count;
+      part.tail_shift = tail_shift.data();
+    }
     part.weights = rows.data();
     part.stride = stride;
     part.heads = sets.data();
@@ -288,6 +390,18 @@ TEST_P(SelectRows, Unions) {
     ASSERT_EQ(out, kept) << "round " << round;
     ASSERT_EQ(head_counts, counts);
     for (std::size_t g = 0; g < sets.size(); ++g) ASSERT_NEAR(head_mass[g], masses[g], 1e-6);
+    for (std::size_t i = 0; i < tail_mass.size(); ++i) {
+      if (!with_tail || i >= dropped.size()) {
+        ASSERT_EQ(tail_mass[i], -9);
+      } else if (dropped[i] == 0) {
+        ASSERT_EQ(tail_mass[i], 0) << "round " << round;
+      } else {
+        ASSERT_NEAR(tail_mass[i], dropped[i], 1e-5 * dropped[i]) << "round " << round;
+      }
+    }
+    for (std::size_t g = 0; with_tail && g < sets.size(); ++g) {
+      ASSERT_EQ(tail_shift[g], sets[g].maximum);
+    }
   }
 }
 

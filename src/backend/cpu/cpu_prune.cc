@@ -38,9 +38,15 @@ void prune_head(const SelectKernels& kernels, const PruneParams& params, std::in
   if (params.criterion == PruneCriterion::kNone) return;
   const std::int64_t row = std::int64_t{seq} * params.kv.num_kv_heads + kv_head;
   const std::int32_t group = params.num_q_heads / params.kv.num_kv_heads;
-  kernels.find_head_set(rows.estimates + g * rows.stride,
-                        std::int64_t{params.page_counts[row]} * params.kv.page_size,
-                        params.p[row * group + g], params.min_tokens, scratch, rows.sets + g);
+  const std::int64_t slots = std::int64_t{params.page_counts[row]} * params.kv.page_size;
+  float* estimates = rows.estimates + g * rows.stride;
+  const float* maximum = rows.maxima == nullptr || slots == 0 ? nullptr : rows.maxima + g;
+  if (params.criterion == PruneCriterion::kGroupMean) {
+    kernels.weigh_head(estimates, slots, maximum, rows.sets + g);
+  } else {
+    kernels.find_head_set(estimates, slots, maximum, params.p[row * group + g], params.min_tokens,
+                          scratch, rows.sets + g);
+  }
 }
 
 void prune_union(const SelectKernels& kernels, const PruneParams& params, std::int32_t seq,
@@ -51,6 +57,8 @@ void prune_union(const SelectKernels& kernels, const PruneParams& params, std::i
   }
   const std::int64_t row = std::int64_t{seq} * params.kv.num_kv_heads + kv_head;
   UnitePart part;
+  part.criterion = params.criterion;
+  part.min_tokens = params.min_tokens;
   part.weights = rows.estimates;
   part.stride = rows.stride;
   part.heads = rows.sets;
@@ -64,6 +72,13 @@ void prune_union(const SelectKernels& kernels, const PruneParams& params, std::i
   part.kept_capacity = params.kept_stride;
   part.head_counts = params.head_counts + row * part.group;
   part.head_mass = params.head_mass + row * part.group;
+  const float* p = params.p + row * part.group;
+  part.p = *std::max_element(p, p + part.group);
+  if (params.tail_mass != nullptr) {
+    part.tail_mass = params.tail_mass + row * part.group * params.candidate_stride;
+    part.tail_stride = params.candidate_stride;
+    part.tail_shift = params.tail_shift + row * part.group;
+  }
   params.kept_counts[row] = static_cast<std::int32_t>(kernels.unite_heads(part, scratch));
 }
 

@@ -46,8 +46,18 @@ void select_unit(const SelectKernels& kernels, const SelectPagesParams& params, 
     put_range(0, forced.front);
     if (params.mode == SelectMode::kByScore) {
       const std::int64_t num_forced = forced.front + total - forced.back;
-      const std::int64_t wanted = std::clamp<std::int64_t>(params.budget_pages(n) - num_forced, 0,
-                                                           forced.back - forced.front);
+      std::int64_t wanted = std::clamp<std::int64_t>(params.budget_pages(n) - num_forced, 0,
+                                                     forced.back - forced.front);
+      if (params.mass > 0 && wanted > 0) {
+        const std::int64_t page_size = params.kv.page_size;
+        const std::int64_t floor = (params.mass_floor + page_size - 1) / page_size - num_forced;
+        if (floor < wanted) {
+          const std::int64_t sealed = n / page_size;
+          const std::int64_t enough = kernels.count_by_mass(
+              {scores, sealed, forced.front, std::min(forced.back, sealed), params.mass}, scratch);
+          wanted = std::min(wanted, std::max(floor, enough));
+        }
+      }
       require(num_forced + wanted <= params.candidate_stride, "select",
               "more candidate pages than candidate_stride, got ", num_forced + wanted,
               ", accepted at most ", params.candidate_stride);

@@ -20,6 +20,7 @@ struct PruneRows {
   float* estimates = nullptr;  ///< [G, stride], overwritten; null for kNone
   std::int64_t stride = 0;     ///< a multiple of 16
   /// [G] largest estimate of each row that is not NaN, -inf where there is none; null: found here.
+  /// Not read without candidates.
   const float* maxima = nullptr;
   HeadSet* sets = nullptr;  ///< [G], filled by prune_head
 };

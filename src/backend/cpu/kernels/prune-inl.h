@@ -1,4 +1,7 @@
 // Top-p pruning of one head's estimates.
+#ifndef TWILIGHT_BACKEND_CPU_KERNELS_PRUNE_INL_H_
+#define TWILIGHT_BACKEND_CPU_KERNELS_PRUNE_INL_H_
+
 #include "backend/cpu/kernels/select.h"
 #include "backend/cpu/simd.h"
 
@@ -72,7 +75,7 @@ HWY_INLINE float row_maximum(const float* row, std::int64_t entries) {
     m1 = larger(hn::LoadU(df, row + i + kLanesF), m1);
   }
   if (i < entries) m0 = larger(hn::LoadU(df, row + i), m0);
-  return hn::GetLane(hn::MaxOfLanes(df, hn::Max(m0, m1)));
+  return max_of_lanes(hn::Max(m0, m1));
 }
 
 // Weights from here on, as fractions of the largest one, are listed while the row is weighed: the
@@ -88,9 +91,10 @@ struct RowMass {
   std::int64_t listed = 0;  ///< keys >= kListed, closed by kLowestKey
 };
 
-// Turns estimates into marked weights and lists the heavy ones in `list`. f32 lanes meet in double
-// ones every 16 vectors: masses are within 16 * 2^-24 of themselves, mostly a tenth of that, and do
-// not depend on p.
+// Turns estimates into marked weights and, for kList, lists the heavy ones in `list`. f32 lanes
+// meet in double ones every 16 vectors: masses are within 16 * 2^-24 of themselves, mostly a tenth
+// of that, and do not depend on p.
+template <bool kList>
 HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum, std::int32_t* list) {
   constexpr std::int64_t kBlock = 16 * kLanesF;
   const TagF df;
@@ -107,6 +111,7 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum, std::i
     VecF heavy = hn::Zero(df);
     const auto put = [&](VecF w) HWY_ATTR {
       all = hn::Add(all, w);
+      if constexpr (!kList) return;
       const auto in = hn::Ge(w, listed_from);
       if (hn::AllFalse(df, in)) return;  // without this branch a fifth slower
       heavy = hn::Add(heavy, hn::IfThenElseZero(in, w));
@@ -114,8 +119,7 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum, std::i
       hn::StoreU(compress(hn::BitCast(di, w), hn::RebindMask(di, in)), di, list + listed);
       listed += __builtin_popcount(bits);
     };
-    // Of whole blocks few hold weights that underflow: one look spares the others three
-    // instructions in twenty.
+    // Of whole blocks few hold weights that underflow: one look spares the others what those need.
     VecI deepest = hn::Zero(di);  // |x| as bits, by which a NaN is deep too
     for (std::int64_t i = begin; i < end; i += kLanesF) {
       const VecF x = hn::Sub(hn::LoadU(df, row + i), vmax);
@@ -128,18 +132,20 @@ HWY_INLINE RowMass weigh(float* row, std::int64_t entries, float maximum, std::i
         put(w);
       }
     } else {
+      const VecF lowest = hn::Set(df, -std::numeric_limits<float>::infinity());
       for (std::int64_t i = begin; i < end; i += kLanesF) {
         const VecF x = hn::Sub(hn::LoadU(df, row + i), vmax);
         const auto weighs = hn::Gt(x, least);
         const VecF w = hn::IfThenElseZero(weighs, exp_nonpositive(x));
-        hn::StoreU(hn::IfThenElse(weighs, w, x), df, row + i);
+        const VecF mark = hn::IfThenElse(hn::Eq(x, x), x, lowest);
+        hn::StoreU(hn::IfThenElse(weighs, w, mark), df, row + i);
         put(w);
       }
     }
     add_wide(all, low[0], high[0]);
-    add_wide(heavy, low[1], high[1]);
+    if constexpr (kList) add_wide(heavy, low[1], high[1]);
   }
-  hn::StoreU(hn::Set(di, kLowestKey), di, list + listed);
+  if constexpr (kList) hn::StoreU(hn::Set(di, kLowestKey), di, list + listed);
   return {sum_lanes(hn::Add(low[0], high[0])), sum_lanes(hn::Add(low[1], high[1])), listed};
 }
 
@@ -211,45 +217,78 @@ HWY_INLINE float floor_threshold(float* row, std::int64_t entries, std::int64_t 
   return threshold;
 }
 
-void find_head_set(float* row, std::int64_t slots, float p, std::int32_t min_tokens,
-                   std::int32_t* scratch, HeadSet* set) {
+// Weights of a row known to the search for its threshold: `mass` is what `weigh` says, `listed` the
+// keys from `listed_from` on in `list`.
+struct WeighedRow {
+  float* row;
+  std::int64_t entries;
+  RowMass mass;
+  float listed_from;
+};
+
+// The largest weight t such that those >= t reach p of the total.
+HWY_INLINE TopSet mass_threshold(const WeighedRow& r, float p, std::int32_t* list) {
+  const double target = static_cast<double>(p) * r.mass.total;
+  // Whether the threshold is listed depends on p through the target alone, so a larger p never ends
+  // in a higher bracket.
+  std::int32_t hi = ordered_key(2.0F);
+  std::int32_t lo = ordered_key(r.listed_from);
+  Tally above;
+  std::int64_t size = r.mass.listed;
+  const auto* bits = reinterpret_cast<const std::int32_t*>(r.row);
+  if (r.mass.listed_mass < target) {
+    // All weights below (1 - p) total / slots together are less than what may be dropped.
+    const double bound =
+        (1.0 - static_cast<double>(p)) * r.mass.total / static_cast<double>(r.entries);
+    hi = lo - 1;
+    lo = ordered_key(
+        std::max(static_cast<float>(bound * (1 - 1e-6)), std::numeric_limits<float>::min()));
+    lo = std::min(lo, hi);
+    above.mass = r.mass.listed_mass;
+    size = narrow_to<true>(bits, r.entries, lo, hi, list);
+  }
+  return find_top_set<true>(bits, r.entries, lo, hi, above, target, list, size);
+}
+
+// Makes a row of estimates one of marked weights, NaN as -inf; false without candidates.
+template <bool kList>
+HWY_INLINE bool weigh_row(float* row, std::int64_t slots, const float* known, std::int32_t* list,
+                          RowMass* mass, HeadSet* set) {
   const float kInfinity = std::numeric_limits<float>::infinity();
   const std::int64_t entries = padded_row(slots);
   for (std::int64_t i = slots; i < entries; ++i) row[i] = -kInfinity;
-  *set = {kInfinity, 0.0};
-  float maximum = row_maximum(row, entries);
-  if (!(maximum > -kInfinity)) return;  // no candidate; the row is -inf already
+  float maximum = known != nullptr ? *known : row_maximum(row, entries);
+  *set = {kInfinity, maximum, 0.0};
+  if (!(maximum > -kInfinity)) {
+    for (std::int64_t i = 0; i < entries; ++i) row[i] = -kInfinity;
+    return false;
+  }
   if (maximum == kInfinity) {
     // Infinite scores share the mass; as the largest finite number they can be subtracted.
     maximum = std::numeric_limits<float>::max();
     for (std::int64_t i = 0; i < entries; ++i) row[i] = row[i] > maximum ? maximum : row[i];
   }
-  const RowMass mass = weigh(row, entries, maximum, scratch);
-  set->total = mass.total;
+  *mass = weigh<kList>(row, entries, maximum, list);
+  set->total = mass->total;
+  return true;
+}
+
+void weigh_head(float* row, std::int64_t slots, const float* maximum, HeadSet* set) {
+  RowMass mass;
+  weigh_row<false>(row, slots, maximum, nullptr, &mass, set);
+}
+
+void find_head_set(float* row, std::int64_t slots, const float* maximum, float p,
+                   std::int32_t min_tokens, std::int32_t* scratch, HeadSet* set) {
+  RowMass mass;
+  if (!weigh_row<true>(row, slots, maximum, scratch, &mass, set)) return;
   set->threshold = std::numeric_limits<float>::lowest();
   if (p >= 1.0F) return;
-  const double target = static_cast<double>(p) * mass.total;
-  // Whether the threshold is listed depends on p through the target alone, so a larger p never ends
-  // in a higher bracket.
-  std::int32_t hi = ordered_key(1.0F);
-  std::int32_t lo = ordered_key(kListed);
-  Tally above;
-  std::int64_t size = mass.listed;
-  const auto* bits = reinterpret_cast<const std::int32_t*>(row);
-  if (mass.listed_mass < target) {
-    // All weights below (1 - p) total / slots together are less than what may be dropped.
-    const double bound = (1.0 - static_cast<double>(p)) * mass.total / static_cast<double>(entries);
-    hi = lo - 1;
-    lo = ordered_key(
-        std::max(static_cast<float>(bound * (1 - 1e-6)), std::numeric_limits<float>::min()));
-    lo = std::min(lo, hi);
-    above.mass = mass.listed_mass;
-    size = narrow_to<true>(bits, entries, lo, hi, scratch);
-  }
-  const TopSet top = find_top_set<true>(bits, entries, lo, hi, above, target, scratch, size);
+  const std::int64_t entries = padded_row(slots);
+  const TopSet top = mass_threshold({row, entries, mass, kListed}, p, scratch);
   set->threshold = key_value(top.key);
   // No weight is above 1, so a mass of min_tokens takes that many.
-  if (target < min_tokens) {
+  if (static_cast<double>(p) * mass.total < min_tokens) {
     const std::int64_t members = count_from(row, entries, set->threshold, min_tokens);
     if (members < min_tokens) {
       set->threshold = floor_threshold(row, entries, min_tokens, top.key, members, scratch);
@@ -260,3 +299,5 @@ void find_head_set(float* row, std::int64_t slots, float p, std::int32_t min_tok
 }  // namespace
 }  // namespace twilight::cpu::TWILIGHT_ISA
 TWILIGHT_AFTER_NAMESPACE();
+
+#endif  // TWILIGHT_BACKEND_CPU_KERNELS_PRUNE_INL_H_

@@ -1,6 +1,8 @@
 #include "backend/cpu/kernels/select.h"
 #include "backend/cpu/simd.h"
 
+#include "backend/cpu/kernels/select_mass-inl.h"
+// Weights of a row, then what is made of them.
 #include "backend/cpu/kernels/prune-inl.h"
 #include "backend/cpu/kernels/unite-inl.h"
 
@@ -86,7 +88,8 @@ std::int64_t select_top(const float* scores, std::int64_t begin, std::int64_t en
 }  // namespace
 
 const SelectKernels& select_kernels() {
-  static constexpr SelectKernels kTable = {select_top, find_head_set, unite_heads};
+  static constexpr SelectKernels kTable = {select_top, count_by_mass, find_head_set, weigh_head,
+                                           unite_heads};
   return kTable;
 }
 

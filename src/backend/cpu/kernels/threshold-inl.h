@@ -95,6 +95,16 @@ HWY_INLINE void add_wide(VecF v, VecD& low, VecD& high) {
   high = hn::Add(high, hn::PromoteTo(TagD(), hn::UpperHalf(half, v)));
 }
 
+// Largest lane of a vector without NaN; -inf where all are (hn::MaxOfLanes of the emulated target
+// gives the lowest finite number).
+HWY_INLINE float max_of_lanes(VecF v) {
+  alignas(64) float lanes[kRowPadding];
+  hn::Store(v, TagF(), lanes);
+  float largest = lanes[0];
+  for (std::int64_t i = 1; i < kLanesF; ++i) largest = std::max(largest, lanes[i]);
+  return largest;
+}
+
 HWY_INLINE double sum_lanes(VecD v) { return hn::GetLane(hn::SumOfLanes(TagD(), v)); }
 
 // Copies the keys in [lo, hi] of a row of whole vectors to `to` (may be `row`: a vector is read

@@ -1,8 +1,9 @@
-// Union of a group's top-p sets with the forced tokens.
+// Kept tokens of a unit: a group's top-p sets, or its one set, and the forced tokens.
+#include "backend/cpu/kernels/group-inl.h"
 #include "backend/cpu/kernels/select.h"
-#include "backend/cpu/simd.h"
-
+#include "backend/cpu/kernels/tail-inl.h"
 #include "backend/cpu/kernels/threshold-inl.h"
+#include "backend/cpu/simd.h"
 
 TWILIGHT_BEFORE_NAMESPACE();
 namespace twilight::cpu::TWILIGHT_ISA {
@@ -85,91 +86,87 @@ class SlotWalker {
   std::int64_t offset_ = 0;
 };
 
-// A vector of slots with kept ones among them.
-struct KeptVector {
-  std::int32_t slot;
-  std::uint32_t bits;
+// Sets of slots: those of the s-th row from its threshold on.
+struct SlotSets {
+  const float* rows;
+  std::int64_t stride;
+  const HeadSet* heads;
 };
 
-HWY_INLINE float kept_mass(const float* row, double total, const KeptVector* list,
-                           std::int64_t size) {
+// Writes the union of `num_sets` sets and the forced tokens as positions, its bits, and the size of
+// each set with the forced tokens. Returns the size of the union. kSets 0 takes any number.
+template <int kSets>
+HWY_INLINE std::int64_t write_kept(const UnitePart& part, const SlotSets& sets,
+                                   std::int64_t num_sets, MaskBits* kept_bits,
+                                   std::int32_t* counts_out) {
   const TagF df;
-  VecD low = hn::Zero(TagD());
-  VecD high = hn::Zero(TagD());
-  const auto weights = [&](std::int64_t i) HWY_ATTR {
-    const VecF marked = hn::LoadU(df, row + list[i].slot);
-    const auto kept = hn::RebindMask(df, mask_from_bits(list[i].bits));
-    return hn::Max(hn::IfThenElseZero(kept, marked), hn::Zero(df));
-  };
-  // Four vectors meet in f32 before they are widened: two roundings, no more than the f32 result
-  // itself has.
-  std::int64_t i = 0;
-  for (; i + 4 <= size; i += 4) {
-    add_wide(hn::Add(hn::Add(weights(i), weights(i + 1)), hn::Add(weights(i + 2), weights(i + 3))),
-             low, high);
-  }
-  for (; i < size; ++i) add_wide(weights(i), low, high);
-  const double mass = sum_lanes(hn::Add(low, high));
-  return total > 0 ? static_cast<float>(std::min(1.0, mass / total)) : 0.0F;
-}
-
-// kGroup 0 takes any group size.
-template <int kGroup>
-HWY_INLINE std::int64_t unite(const UnitePart& part, std::int32_t* scratch) {
-  const TagF df;
-  const int group = kGroup == 0 ? part.group : kGroup;
   const std::int64_t slots = part.page_count * part.page_size;
-  auto* list = reinterpret_cast<KeptVector*>(scratch);
-  std::int64_t listed = 0;
+  const std::int64_t n = kSets == 0 ? num_sets : kSets;
   std::int64_t size = 0;
-  for (int g = 0; g < group; ++g) part.head_counts[g] = 0;
+  for (std::int64_t s = 0; s < n; ++s) counts_out[s] = 0;
   SlotWalker walker(part);
-  std::uint32_t own[kGroup == 0 ? 1 : kGroup] = {};
-  std::int32_t counts[kGroup == 0 ? 1 : kGroup] = {};
+  std::uint32_t own[kSets == 0 ? 1 : kSets] = {};
+  std::int32_t counts[kSets == 0 ? 1 : kSets] = {};
   for (std::int64_t i = 0; i < slots; i += kLanesF) {
     const SlotVector at = walker.next();
     std::uint32_t bits = at.forced;
-    for (int g = 0; g < group; ++g) {
-      const VecF marked = hn::LoadU(df, part.weights + g * part.stride + i);
-      const auto in = hn::Ge(marked, hn::Set(df, part.heads[g].threshold));
-      const std::uint32_t head = mask_bits(hn::RebindMask(TagI(), in));
-      bits |= head;
-      if constexpr (kGroup == 0) {
-        part.head_counts[g] += __builtin_popcount(head | at.forced);
+    for (std::int64_t s = 0; s < n; ++s) {
+      const VecF marked = hn::LoadU(df, sets.rows + s * sets.stride + i);
+      const auto in = hn::Ge(marked, hn::Set(df, sets.heads[s].threshold));
+      const std::uint32_t set = mask_bits(hn::RebindMask(TagI(), in));
+      bits |= set;
+      if constexpr (kSets == 0) {
+        counts_out[s] += __builtin_popcount(set | at.forced);
       } else {
-        own[g] = head;
+        own[s] = set;
       }
     }
-    if (bits == 0) continue;
-    if constexpr (kGroup != 0) {
-      for (int g = 0; g < group; ++g) counts[g] += __builtin_popcount(own[g] | at.forced);
+    kept_bits[i / kLanesF] = static_cast<MaskBits>(bits);
+    // No branch on `bits`: which vectors hold kept slots is random.
+    if constexpr (kSets != 0) {
+      for (std::int64_t s = 0; s < n; ++s) counts[s] += __builtin_popcount(own[s] | at.forced);
     }
-    list[listed++] = {static_cast<std::int32_t>(i), bits};
     const std::int64_t count = __builtin_popcount(bits);
     store_front(compress(at.tokens, mask_from_bits(bits)), count, part.kept, size,
                 part.kept_capacity);
     size += count;
   }
-  for (int g = 0; g < group; ++g) {
-    if constexpr (kGroup != 0) part.head_counts[g] = counts[g];
-    part.head_mass[g] =
-        kept_mass(part.weights + g * part.stride, part.heads[g].total, list, listed);
+  if constexpr (kSets != 0) std::copy_n(counts, n, counts_out);
+  return size;
+}
+
+template <int kGroup>
+HWY_INLINE std::int64_t unite_group(const UnitePart& part, std::int32_t* scratch) {
+  const std::int64_t entries = padded_row(part.page_count * part.page_size);
+  auto* mean = reinterpret_cast<float*>(scratch + entries + 2 * kRowPadding);
+  auto* kept_bits = reinterpret_cast<MaskBits*>(scratch);
+  std::int64_t size = 0;
+  if (part.criterion == PruneCriterion::kGroupMean) {
+    HeadSet set;
+    set.threshold = group_threshold<kGroup>(part, entries, mean, scratch);
+    std::int32_t count = 0;
+    size = write_kept<1>(part, {mean, 0, &set}, 1, kept_bits, &count);
+    std::fill_n(part.head_counts, part.group, count);
+  } else {
+    size = write_kept<kGroup>(part, {part.weights, part.stride, part.heads}, part.group, kept_bits,
+                              part.head_counts);
   }
+  write_masses(part, {kept_bits});
   return size;
 }
 
 std::int64_t unite_heads(const UnitePart& part, std::int32_t* scratch) {
   switch (part.group) {
     case 1:
-      return unite<1>(part, scratch);
+      return unite_group<1>(part, scratch);
     case 2:
-      return unite<2>(part, scratch);
+      return unite_group<2>(part, scratch);
     case 4:
-      return unite<4>(part, scratch);
+      return unite_group<4>(part, scratch);
     case 8:
-      return unite<8>(part, scratch);
+      return unite_group<8>(part, scratch);
     default:
-      return unite<0>(part, scratch);
+      return unite_group<0>(part, scratch);
   }
 }
 
