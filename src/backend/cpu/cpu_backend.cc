@@ -29,18 +29,15 @@ Support CpuBackend::supports(const StepCaps& caps, DType /*cache_dtype*/,
   if (caps.head_dim % 16 != 0 || caps.head_dim < 16 || caps.head_dim > 512) {
     return {false, cat("head_dim ", caps.head_dim, ", accepted multiples of 16 from 16 to 512")};
   }
-  if (format.key_bits != 0 && format.key_bits != 4 && format.key_bits != 8) {
-    return {false, cat("key_bits ", format.key_bits, ", accepted 0, 4, 8")};
-  }
-  if (num_centroids(format.summary) > 0 || format.value_bits != 0) {
-    return {false, "centroid summaries and value means are not there yet"};
+  if (format.layout != IndexLayout::kTokenLanes) {
+    return {false, "index layout kMma, accepted kTokenLanes"};
   }
   return {};
 }
 
 std::size_t CpuBackend::workspace_bytes(const StepCaps& caps) const {
-  return std::max(
-      {index_workspace_bytes(caps), select_workspace_bytes(caps), attend_workspace_bytes(caps)});
+  return std::max({index_workspace_bytes(caps), select_workspace_bytes(caps),
+                   fused_workspace_bytes(caps), attend_workspace_bytes(caps)});
 }
 
 }  // namespace cpu

@@ -37,6 +37,7 @@ class CpuBackend final : public Backend {
   // cpu_index.cc
   [[nodiscard]] std::size_t index_workspace_bytes(const StepCaps& caps) const;
   void do_score_pages(const ScorePagesParams& params, Workspace workspace) override;
+  void score_by_mass(const ScorePagesParams& params, Arena& arena);
   void do_exact_scores(const ExactScoresParams& params, Workspace workspace) override;
   void do_estimate_scores(const EstimateParams& params, Workspace workspace) override;
   // cpu_select.cc
@@ -45,6 +46,7 @@ class CpuBackend final : public Backend {
   // cpu_prune.cc
   void do_prune_top_p(const PruneParams& params, Workspace workspace) override;
   // cpu_fused.cc
+  [[nodiscard]] std::size_t fused_workspace_bytes(const StepCaps& caps) const;
   void do_select_and_prune(const SelectAndPruneParams& params, Workspace workspace) override;
   // cpu_attend.cc
   [[nodiscard]] std::size_t attend_workspace_bytes(const StepCaps& caps) const;

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
+#include "quant/page_codec.h"
 
 namespace twilight::cpu {
 namespace {
@@ -65,10 +66,6 @@ void CpuBackend::do_seal_pages(const SealPagesParams& params) {
 void CpuBackend::do_copy_pages(const CopyPagesParams& params) {
   const PagedKvView& kv = params.kv;
   const KeyIndexView& index = params.index;
-  const auto summary_bytes =
-      static_cast<std::size_t>(summary_record_bytes(index.format.summary, kv.head_dim));
-  const auto estimate_bytes = static_cast<std::size_t>(
-      estimate_record_bytes(index.format, kv.page_size, kv.head_dim));
   pool_.parallel_for(kv.num_kv_heads, [&](std::int64_t head, int) {
     for (int i = 0; i < params.num_pages; ++i) {
       const std::int64_t from = params.from[i];
@@ -76,12 +73,7 @@ void CpuBackend::do_copy_pages(const CopyPagesParams& params) {
       if (from == to) continue;
       copy_rows(kv, kv.k, kv.k_rows(to, head), kv.k_rows(from, head));
       copy_rows(kv, kv.v, kv.v_rows(to, head), kv.v_rows(from, head));
-      if (summary_bytes != 0) {
-        std::memcpy(index.summary(to, head), index.summary(from, head), summary_bytes);
-      }
-      if (estimate_bytes != 0) {
-        std::memcpy(index.estimate(to, head), index.estimate(from, head), estimate_bytes);
-      }
+      copy_records(index, from, to, head, kv.page_size, kv.head_dim);
     }
   });
 }

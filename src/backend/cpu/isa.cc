@@ -22,7 +22,8 @@ bool machine_has(Isa isa) {
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
     case Isa::avx512_bf16:
-      return machine_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni") &&
+      return machine_has(Isa::avx512) && __builtin_cpu_supports("avx512vbmi") &&
+             __builtin_cpu_supports("avx512vnni") &&
              __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
     case Isa::neon:

@@ -19,7 +19,7 @@ namespace twilight::cpu {
 
 #define TWILIGHT_ISA_ENUMERATOR(isa) isa,
 /// The enumerators are the names of the command line: scalar, avx2, avx512 (F, BW, DQ, VL),
-/// avx512_bf16 (those with VNNI and BF16), neon.
+/// avx512_bf16 (those with VBMI, VNNI and BF16), neon.
 enum class Isa { TWILIGHT_FOR_EACH_ISA(TWILIGHT_ISA_ENUMERATOR) };
 #undef TWILIGHT_ISA_ENUMERATOR
 

@@ -1,4 +1,5 @@
-#include "backend/cpu/kernels/estimate-inl.h"
+#include "backend/cpu/kernels/centroid-inl.h"
+#include "backend/cpu/kernels/estimate_pages-inl.h"
 #include "backend/cpu/kernels/index.h"
 #include "backend/cpu/kernels/quest-inl.h"
 #include "backend/cpu/kernels/seal-inl.h"
@@ -31,6 +32,9 @@ const IndexKernels& index_kernels() {
   static constexpr IndexKernels kTable = {
       .prepare_scores = prepare_scores,
       .score_pages = score_pages,
+      .prepare_masses = prepare_centres,
+      .log_masses = log_masses,
+      .combine_masses = combine_masses,
       .prepare_estimates = prepare_estimates,
       .estimate = estimate,
       .exact_scores = exact_scores,

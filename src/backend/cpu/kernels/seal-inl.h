@@ -3,6 +3,7 @@
 #define TWILIGHT_BACKEND_CPU_KERNELS_SEAL_INL_H_
 
 #include "backend/cpu/kernels/index_math-inl.h"
+#include "backend/cpu/kernels/seal_rotated-inl.h"
 
 TWILIGHT_BEFORE_NAMESPACE();
 namespace twilight::cpu::TWILIGHT_ISA {
@@ -249,10 +250,11 @@ HWY_INLINE void encode_bounds(SummaryKind kind, std::int64_t head_dim, const Sea
   std::memset(parameters + 8, 0, 8);
 }
 
-void seal_page(const PagedKvView& kv, const KeyIndexView& index, std::int64_t page,
-               std::int64_t kv_head, std::byte* scratch) {
+// Quest bounds and estimates of 4 and 8 bits: what is made of the keys as they are.
+inline void seal_plain(const PagedKvView& kv, const KeyIndexView& index, std::int64_t page,
+                       std::int64_t kv_head, std::byte* scratch) {
   const std::int64_t head_dim = kv.head_dim;
-  const int key_bits = index.format.key_bits;
+  const int key_bits = index.format.key_bits == 2 ? 0 : index.format.key_bits;
   const SealScratch s = seal_scratch(head_dim, scratch);
   std::fill(s.min, s.min + head_dim, std::numeric_limits<float>::infinity());
   std::fill(s.max, s.max + head_dim, -std::numeric_limits<float>::infinity());
@@ -283,9 +285,22 @@ void seal_page(const PagedKvView& kv, const KeyIndexView& index, std::int64_t pa
     }
     tile += estimate_tile_bytes(key_bits, kv.head_dim);
   }
-  if (index.format.summary != SummaryKind::kNone) {
-    encode_bounds(index.format.summary, head_dim, s, index.summary(page, kv_head));
+  const SummaryKind summary = index.format.summary;
+  if (summary == SummaryKind::kQuestBf16 || summary == SummaryKind::kQuest4) {
+    encode_bounds(summary, head_dim, s, index.summary(page, kv_head));
   }
+}
+
+void seal_page(const PagedKvView& kv, const KeyIndexView& index, std::int64_t page,
+               std::int64_t kv_head, std::byte* scratch) {
+  const IndexFormat& format = index.format;
+  const bool centroids = num_centroids(format.summary) > 0;
+  if (format.has_params()) *index.page_params(page, kv_head) = {};
+  if ((format.summary != SummaryKind::kNone && !centroids) || format.key_bits > 2) {
+    seal_plain(kv, index, page, kv_head, scratch);
+  }
+  if (centroids || format.key_bits == 2) seal_rotated(kv, index, page, kv_head, scratch);
+  if (format.value_bits != 0) seal_value_mean(kv, index, page, kv_head, scratch);
 }
 
 }  // namespace

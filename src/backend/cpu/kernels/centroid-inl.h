@@ -1,0 +1,535 @@
+// Products of queries with the 4-bit means of pages, and the page scores made of them. Lane = page:
+// sixteen records are turned into vectors of one 32-bit word each, so a step multiplies them with a
+// broadcast of the query's and adds within the lane.
+#ifndef TWILIGHT_BACKEND_CPU_KERNELS_CENTROID_INL_H_
+#define TWILIGHT_BACKEND_CPU_KERNELS_CENTROID_INL_H_
+
+#include "backend/cpu/kernels/estimate_query-inl.h"
+#include "backend/cpu/kernels/rotate-inl.h"
+
+TWILIGHT_BEFORE_NAMESPACE();
+namespace twilight::cpu::TWILIGHT_ISA {
+namespace {
+
+// With rotated queries rounded to q ~= step * qi, |qi| <= 127, and means m ~= s (code - 7.5),
+//   q.m ~= s step (sum qi code - 7.5 sum qi),   |error| <= D max|q| / 254 * 7.5 s.
+// The products are integers below 2^24, so nothing else rounds before the scales. Sets without
+// byte products use the query itself.
+struct CentreHead {
+  float step = 0;    // unit scale * step
+  float centre = 0;  // 7.5 sum qi; 0 where codes come centred
+  float spread = 0;  // (unit scale)^2 |q|^2 / 2
+  float unused = 0;
+};
+
+// The constants of all heads, then the words of one block of heads after another.
+inline std::int64_t centre_constants_bytes(int group) {
+  return static_cast<std::int64_t>(align_up(static_cast<std::size_t>(group) * sizeof(CentreHead)));
+}
+inline std::int64_t centre_words(int head_dim) {
+  return TWILIGHT_INTEGER_ESTIMATES ? head_dim / 4 : head_dim;
+}
+
+void prepare_centres(const IndexUnit& unit, std::byte* query) {
+  const int head_dim = unit.kv.head_dim;
+  auto* constants = reinterpret_cast<CentreHead*>(query);
+  auto* words = reinterpret_cast<std::uint32_t*>(query + centre_constants_bytes(unit.group));
+  HWY_ALIGN float rotated[kMaxIndexDim];
+  for (int h0 = 0; h0 < unit.group;) {
+    const int heads = heads_at_once(unit.group - h0);
+    for (int h = 0; h < heads; ++h) {
+      rotate_query(unit.q + std::int64_t{h0 + h} * head_dim, head_dim, rotated);
+      CentreHead head;
+      double square = 0;
+      for (int d = 0; d < head_dim; ++d) square += double{rotated[d]} * double{rotated[d]};
+      head.spread = static_cast<float>(0.5 * double{unit.scale} * double{unit.scale} * square);
+#if TWILIGHT_INTEGER_ESTIMATES
+      std::int32_t rounded[kMaxIndexDim];
+      float step;
+      round_query(rotated, head_dim, 127, rounded, &step);
+      std::int32_t total = 0;
+      for (int d = 0; d < head_dim; ++d) total += rounded[d];
+      head.step = unit.scale * step;
+      head.centre = 7.5F * static_cast<float>(total);
+      for (int w = 0; w < head_dim / 4; ++w) words[w * heads + h] = pack_bytes(rounded + 4 * w);
+#else
+      head.step = unit.scale;
+      for (int d = 0; d < head_dim; ++d) std::memcpy(words + d * heads + h, rotated + d, 4);
+#endif
+      constants[h0 + h] = head;
+    }
+    words += heads * centre_words(head_dim);
+    h0 += heads;
+  }
+}
+
+// --- products ---------------------------------------------------------------------------------
+
+using CentreU32 = hn::Vec<hn::RebindToUnsigned<IndexF>>;
+
+// Bytes [16 k, 16 k + 16) of rows i, i + 4, ...: one row a 128-bit block.
+HWY_INLINE CentreU32 load_blocks(const std::byte* const* rows, int i, std::int64_t offset) {
+#if HWY_TARGET == HWY_AVX3
+  const auto block = [&](int r) HWY_ATTR {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[r] + offset));
+  };
+  __m512i v = _mm512_castsi128_si512(block(i));
+  v = _mm512_inserti32x4(v, block(i + 4), 1);
+  v = _mm512_inserti32x4(v, block(i + 8), 2);
+  return CentreU32{_mm512_inserti32x4(v, block(i + 12), 3)};
+#else
+  const hn::RebindToUnsigned<IndexF> du32;
+  if constexpr (kIndexLanes == 8) {
+    const hn::Half<decltype(du32)> dh;
+    const auto block = [&](int r) HWY_ATTR {
+      return hn::LoadU(dh, reinterpret_cast<const std::uint32_t*>(rows[r] + offset));
+    };
+    return hn::Combine(du32, block(i + 4), block(i));
+  } else {
+    return hn::LoadU(du32, reinterpret_cast<const std::uint32_t*>(rows[i] + offset));
+  }
+#endif
+}
+
+// Lane r of v[k]: the 32-bit word at rows[r] + offset + 4 k.
+HWY_INLINE void transpose_words(const std::byte* const* rows, std::int64_t offset, CentreU32* v) {
+  const hn::RebindToUnsigned<IndexF> du32;
+  const hn::Repartition<std::uint64_t, IndexF> du64;
+  const CentreU32 u0 = load_blocks(rows, 0, offset);
+  const CentreU32 u1 = load_blocks(rows, 1, offset);
+  const CentreU32 u2 = load_blocks(rows, 2, offset);
+  const CentreU32 u3 = load_blocks(rows, 3, offset);
+  const auto lo01 = hn::BitCast(du64, hn::InterleaveLower(du32, u0, u1));
+  const auto lo23 = hn::BitCast(du64, hn::InterleaveLower(du32, u2, u3));
+  const auto hi01 = hn::BitCast(du64, hn::InterleaveUpper(du32, u0, u1));
+  const auto hi23 = hn::BitCast(du64, hn::InterleaveUpper(du32, u2, u3));
+  v[0] = hn::BitCast(du32, hn::InterleaveLower(du64, lo01, lo23));
+  v[1] = hn::BitCast(du32, hn::InterleaveUpper(du64, lo01, lo23));
+  v[2] = hn::BitCast(du32, hn::InterleaveLower(du64, hi01, hi23));
+  v[3] = hn::BitCast(du32, hn::InterleaveUpper(du64, hi01, hi23));
+}
+
+// Adds the products of kWords words of codes (8 channels each) to acc.
+#if TWILIGHT_INTEGER_ESTIMATES
+using CentreAcc = hn::Vec<hn::RebindToSigned<IndexF>>;
+#else
+using CentreAcc = IndexVec;
+#endif
+
+template <int kHeads, int kWords>
+HWY_INLINE void add_products(const CentreU32* v, const std::uint32_t* words, CentreAcc* acc) {
+#if TWILIGHT_HAS_VNNI
+  const __m512i low_nibble = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+  for (int k = 0; k < kWords; ++k) {
+    const __m512i lo = _mm512_and_si512(v[k].raw, low_nibble);
+    const __m512i hi = _mm512_and_si512(_mm512_srli_epi16(v[k].raw, 4), low_nibble);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const auto word = [&](int half) HWY_ATTR {
+        return _mm512_set1_epi32(static_cast<int>(words[(2 * k + half) * kHeads + h]));
+      };
+      acc[h].raw = _mm512_dpbusd_epi32(acc[h].raw, lo, word(0));
+      acc[h].raw = _mm512_dpbusd_epi32(acc[h].raw, hi, word(1));
+    }
+  }
+#elif TWILIGHT_INTEGER_ESTIMATES
+  // Two products of bytes are at most 2 * 15 * 127, so eight such sums fit 16 bits.
+  const hn::RebindToUnsigned<IndexF> du32;
+  const hn::Repartition<std::int16_t, IndexF> di16;
+  const hn::Repartition<std::uint16_t, IndexF> du16;
+  const auto low_nibble = hn::Set(du16, 0x0f0f);
+  IndexI16 lo[kWords];
+  IndexI16 hi[kWords];
+#pragma GCC unroll 4
+  for (int k = 0; k < kWords; ++k) {
+    const auto bytes = hn::BitCast(du16, v[k]);
+    lo[k] = hn::BitCast(di16, hn::And(bytes, low_nibble));
+    hi[k] = hn::BitCast(di16, hn::And(hn::ShiftRight<4>(bytes), low_nibble));
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+    IndexI16 sum = hn::Zero(di16);
+#pragma GCC unroll 4
+    for (int k = 0; k < kWords; ++k) {
+      const auto word = [&](int half) HWY_ATTR {
+        return hn::BitCast(di16, hn::Set(du32, words[(2 * k + half) * kHeads + h]));
+      };
+      sum = hn::Add(
+          sum, hn::Add(multiply_add_bytes(lo[k], word(0)), multiply_add_bytes(hi[k], word(1))));
+    }
+    acc[h] = hn::Add(acc[h], multiply_add_halves(sum, hn::Set(di16, 1)));
+  }
+#else
+  const IndexF df;
+  const hn::RebindToUnsigned<IndexF> du32;
+  const hn::RebindToSigned<IndexF> di32;
+  for (int k = 0; k < kWords; ++k) {
+    for (int c = 0; c < 8; ++c, words += kHeads) {
+      // Channel c of the word: byte c % 4, low nibbles first.
+      const auto code =
+          hn::And(hn::ShiftRightSame(v[k], 8 * (c % 4) + 4 * (c / 4)), hn::Set(du32, 15U));
+      const IndexVec value = hn::Sub(hn::ConvertTo(df, hn::BitCast(di32, code)), hn::Set(df, 7.5F));
+      for (int h = 0; h < kHeads; ++h) {
+        float q;
+        std::memcpy(&q, words + h, sizeof(q));
+        acc[h] = hn::MulAdd(value, hn::Set(df, q), acc[h]);
+      }
+    }
+  }
+#endif
+}
+
+// Lane r of t[h]: sum over channels of qi (code - 7.5) for the 4-bit vector at rows[r], head h.
+template <int kHeads>
+HWY_INLINE void centre_products(int head_dim, const std::byte* const* rows,
+                                const std::uint32_t* words, const CentreHead* heads, IndexVec* t) {
+  const IndexF df;
+  const hn::RebindToUnsigned<IndexF> du32;
+  CentreAcc acc[kHeads];
+#if TWILIGHT_INTEGER_ESTIMATES
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) acc[h] = hn::Zero(hn::RebindToSigned<IndexF>());
+#else
+  for (int h = 0; h < kHeads; ++h) acc[h] = hn::Zero(df);
+#endif
+  const std::int64_t chunk_words = 4 * (centre_words(32) / 4) * kHeads;
+  std::int64_t offset = 0;
+  const std::int64_t bytes = nibble_bytes(head_dim);
+  for (; offset + 16 <= bytes; offset += 16, words += chunk_words) {
+    CentreU32 v[4];
+    transpose_words(rows, offset, v);
+    add_products<kHeads, 4>(v, words, acc);
+  }
+  if (offset < bytes) {
+    // Half a chunk, two words a row.
+    HWY_ALIGN std::uint32_t word[2][kIndexLanes];
+    for (int r = 0; r < kIndexLanes; ++r) {
+      std::memcpy(&word[0][r], rows[r] + offset, 4);
+      std::memcpy(&word[1][r], rows[r] + offset + 4, 4);
+    }
+    const CentreU32 v[2] = {hn::Load(du32, word[0]), hn::Load(du32, word[1])};
+    add_products<kHeads, 2>(v, words, acc);
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+#if TWILIGHT_INTEGER_ESTIMATES
+    t[h] = hn::Sub(hn::ConvertTo(df, acc[h]), hn::Set(df, heads[h].centre));
+#else
+    t[h] = acc[h];
+    (void)heads;
+#endif
+  }
+}
+
+// --- dots of a batch of pages -----------------------------------------------------------------
+
+// Most means and other 4-bit vectors of a page.
+constexpr int kMostRows = kSubCentroids;
+
+// Up to kIndexLanes pages: where their vectors are, and their scales. Lanes past `count` repeat the
+// last page.
+struct CentreBatch {
+  const std::byte* codes[kIndexLanes];  // the first vector; others follow every nibble_bytes
+  HWY_ALIGN std::uint16_t fields[kMostRows + 1][kIndexLanes];  // scales, then the variance
+
+  template <typename PageAt>
+  HWY_INLINE void fill(const IndexUnit& unit, int count, const PageAt& page_at) {
+    for (int r = 0; r < kIndexLanes; ++r) {
+      const std::int64_t page = unit.kv.page_of(unit.seq, page_at(std::min(r, count - 1)));
+      codes[r] = unit.index.centres(page, unit.kv_head, unit.kv.page_size, unit.kv.head_dim);
+      const PageParams* params = unit.index.page_params(page, unit.kv_head);
+      for (int i = 0; i < kMostRows; ++i) fields[i][r] = params->centre_scale[i];
+      fields[kMostRows][r] = params->variance;
+    }
+  }
+  HWY_INLINE IndexVec field(int i) const {
+    return load_row<DType::kF16>(reinterpret_cast<const std::byte*>(fields[i]), 0);
+  }
+};
+
+// Scaled dots of `rows_per_page` vectors of each page with kHeads heads: dots[row][head].
+template <int kHeads>
+HWY_INLINE void batch_dots(int head_dim, const CentreBatch& batch, int rows_per_page,
+                           const std::uint32_t* words, const CentreHead* heads,
+                           IndexVec (*dots)[kHeads]) {
+  const IndexF df;
+  const std::byte* rows[kIndexLanes];
+  for (int i = 0; i < rows_per_page; ++i) {
+    for (int r = 0; r < kIndexLanes; ++r) rows[r] = batch.codes[r] + i * nibble_bytes(head_dim);
+    IndexVec t[kHeads];
+    centre_products<kHeads>(head_dim, rows, words, heads, t);
+    const IndexVec scale = batch.field(i);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      dots[i][h] = hn::Mul(hn::Mul(hn::Set(df, heads[h].step), scale), t[h]);
+    }
+  }
+}
+
+// The first `count` lanes.
+HWY_INLINE void store_lanes(IndexVec v, int count, float* to) {
+  const IndexF df;
+  if (count >= kIndexLanes) {
+    hn::StoreU(v, df, to);
+    return;
+  }
+  HWY_ALIGN float lanes[kIndexLanes];
+  hn::Store(v, df, lanes);
+  std::memcpy(to, lanes, static_cast<std::size_t>(count) * sizeof(float));
+}
+
+// Dots of the page's means, page by page: `count` pages of one head.
+template <int kHeads>
+HWY_INLINE void store_dots(const IndexVec (*dots)[kHeads], int head, int centres, int count,
+                           float* to) {
+  const IndexF df;
+  if (centres == 1) {
+    store_lanes(dots[0][head], count, to);
+    return;
+  }
+  HWY_ALIGN float lanes[kSubCentroids * kIndexLanes];
+  hn::StoreInterleaved4(dots[0][head], dots[1][head], dots[2][head], dots[3][head], df, lanes);
+  std::memcpy(to, lanes, sizeof(float) * kSubCentroids * static_cast<std::size_t>(count));
+}
+
+// Means that centre the estimates of a page: 1, or kSubCentroids.
+inline int centre_count(const IndexFormat& format) {
+  return format.summary == SummaryKind::kSubCentroid ? kSubCentroids : 1;
+}
+
+// Dots of a batch's means with heads [first_head, first_head + heads):
+// out[(head - first_head) * head_stride + page * centres + i].
+HWY_INLINE void centre_dots(const IndexUnit& unit, const std::byte* query, const CentreBatch& batch,
+                            int count, int first_head, int heads, float* out,
+                            std::int64_t head_stride) {
+  const int head_dim = unit.kv.head_dim;
+  const int centres = centre_count(unit.index.format);
+  const auto* constants = reinterpret_cast<const CentreHead*>(query);
+  const auto* words =
+      reinterpret_cast<const std::uint32_t*>(query + centre_constants_bytes(unit.group)) +
+      first_head * centre_words(head_dim);
+  const auto run = [&]<int kHeads>(int h0) HWY_ATTR {
+    IndexVec dots[kMostRows][kHeads];
+    batch_dots<kHeads>(head_dim, batch, centres, words, constants + first_head + h0, dots);
+    for (int h = 0; h < kHeads; ++h) {
+      store_dots<kHeads>(dots, h, centres, count, out + (h0 + h) * head_stride);
+    }
+    words += kHeads * centre_words(head_dim);
+  };
+  for (int h0 = 0; h0 < heads;) {
+    const int block = heads_at_once(heads - h0);
+    if (block == 4) {
+      run.template operator()<4>(h0);
+    } else if (block == 2) {
+      run.template operator()<2>(h0);
+    } else {
+      run.template operator()<1>(h0);
+    }
+    h0 += block;
+  }
+}
+
+// --- exponentials and logarithms --------------------------------------------------------------
+
+// exp(x) for x <= 0, relative error below 2^-21; 0 below -87 and for -inf.
+HWY_INLINE IndexVec mass_exp(IndexVec x) {
+  const IndexF df;
+  const hn::RebindToSigned<IndexF> di32;
+  const IndexVec lowest = hn::Set(df, -87.0F);
+  const auto counts = hn::Ge(x, lowest);
+  const IndexVec y = hn::IfThenElse(counts, x, lowest);
+  const IndexVec n = hn::Round(hn::Mul(y, hn::Set(df, 1.44269504F)));
+  IndexVec r = hn::NegMulAdd(n, hn::Set(df, 0.693359375F), y);
+  r = hn::NegMulAdd(n, hn::Set(df, -2.12194440e-4F), r);
+  IndexVec p = hn::Set(df, 1.0F / 720);
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0F / 120));
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0F / 24));
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0F / 6));
+  p = hn::MulAdd(p, r, hn::Set(df, 0.5F));
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0F));
+  p = hn::MulAdd(p, r, hn::Set(df, 1.0F));
+  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di32, n), hn::Set(di32, 127)));
+  return hn::IfThenElseZero(counts, hn::Mul(p, hn::BitCast(df, exponent)));
+}
+
+// log(x) for normal x >= 1, error below 2^-22 max(1, log x): x = 2^n m, m in [2^-1/2, 2^1/2),
+// log m = 2 atanh((m - 1) / (m + 1)).
+HWY_INLINE IndexVec mass_log(IndexVec x) {
+  const IndexF df;
+  const hn::RebindToSigned<IndexF> di32;
+  const auto bits = hn::BitCast(di32, x);
+  // 0x3f3504f3 is 2^-1/2.
+  const auto n = hn::ShiftRight<23>(hn::Sub(bits, hn::Set(di32, 0x3f3504f3)));
+  const IndexVec m = hn::BitCast(df, hn::Sub(bits, hn::ShiftLeft<23>(n)));
+  const IndexVec one = hn::Set(df, 1.0F);
+  const IndexVec s = hn::Div(hn::Sub(m, one), hn::Add(m, one));
+  const IndexVec z = hn::Mul(s, s);
+  IndexVec p = hn::Set(df, 2.0F / 9);
+  p = hn::MulAdd(p, z, hn::Set(df, 2.0F / 7));
+  p = hn::MulAdd(p, z, hn::Set(df, 2.0F / 5));
+  p = hn::MulAdd(p, z, hn::Set(df, 2.0F / 3));
+  p = hn::MulAdd(hn::Mul(p, z), s, hn::Add(s, s));
+  const IndexVec exponent = hn::ConvertTo(df, n);
+  p = hn::MulAdd(exponent, hn::Set(df, -2.12194440e-4F), p);
+  return hn::MulAdd(exponent, hn::Set(df, 0.693359375F), p);
+}
+
+// --- page scores ------------------------------------------------------------------------------
+
+// Log mass of a batch of pages for one head, from its dots (ops/params.h). `spread` is v.
+template <int kHeads>
+HWY_INLINE IndexVec sub_centroid_mass(const IndexVec (*dots)[kHeads], int head, int runs,
+                                      const float* covered, IndexVec spread) {
+  const IndexF df;
+  IndexVec top = dots[0][head];
+  for (int i = 1; i < runs; ++i) top = hn::Max(top, dots[i][head]);
+  IndexVec sum = hn::Zero(df);
+  for (int i = 0; i < runs; ++i) {
+    sum = hn::MulAdd(hn::Set(df, covered[i]), mass_exp(hn::Sub(dots[i][head], top)), sum);
+  }
+  return hn::Add(hn::Add(top, mass_log(sum)), spread);
+}
+template <int kHeads>
+HWY_INLINE IndexVec centroid_mass(const IndexVec (*dots)[kHeads], int head, float others,
+                                  IndexVec spread) {
+  const IndexF df;
+  const IndexVec deviant = dots[1][head];
+  if (others == 0) return hn::Add(dots[0][head], deviant);
+  const IndexVec top = hn::Max(deviant, spread);
+  const IndexVec sum = hn::MulAdd(hn::Set(df, others), mass_exp(hn::Sub(spread, top)),
+                                  mass_exp(hn::Sub(deviant, top)));
+  return hn::Add(dots[0][head], hn::Add(top, mass_log(sum)));
+}
+
+void log_masses(const IndexUnit& unit, const std::byte* query, std::int64_t page_begin,
+                std::int64_t page_end, float* masses, std::int64_t stride, float* dots_out,
+                std::int64_t dot_stride) {
+  const IndexF df;
+  const int head_dim = unit.kv.head_dim;
+  const int page_size = unit.kv.page_size;
+  const IndexFormat& format = unit.index.format;
+  const bool sub = format.summary == SummaryKind::kSubCentroid;
+  const int centres = centre_count(format);
+  const int rows_per_page = sub ? kSubCentroids : 2;
+  const std::int64_t record_bytes = summary_record_bytes(format.summary, head_dim);
+  float covered[kSubCentroids] = {};
+  int runs = 0;
+  const int tokens = centroid_tokens(format.summary, page_size);
+  for (; sub && runs < kSubCentroids && runs * tokens < page_size; ++runs) {
+    covered[runs] = static_cast<float>(std::min(tokens, page_size - runs * tokens));
+  }
+  const auto* constants = reinterpret_cast<const CentreHead*>(query);
+  const auto* first_words =
+      reinterpret_cast<const std::uint32_t*>(query + centre_constants_bytes(unit.group));
+  const std::int64_t ahead = std::max<std::int64_t>(records_ahead(record_bytes), kIndexLanes);
+  const auto fetch = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t page = begin; page < std::min(end, page_end); ++page) {
+      const std::int64_t physical = unit.kv.page_of(unit.seq, page);
+      prefetch_record(unit.index.summary(physical, unit.kv_head), record_bytes);
+      prefetch_line(
+          reinterpret_cast<const std::byte*>(unit.index.page_params(physical, unit.kv_head)));
+    }
+  };
+  fetch(page_begin, page_begin + ahead);
+  for (std::int64_t page = page_begin; page < page_end; page += kIndexLanes) {
+    fetch(page + ahead, page + ahead + kIndexLanes);
+    const auto count = static_cast<int>(std::min<std::int64_t>(kIndexLanes, page_end - page));
+    CentreBatch batch;
+    batch.fill(unit, count, [&](int r) { return page + r; });
+    const IndexVec variance = batch.field(kMostRows);
+    const std::uint32_t* words = first_words;
+    const auto run = [&]<int kHeads>(int h0) HWY_ATTR {
+      IndexVec dots[kMostRows][kHeads];
+      batch_dots<kHeads>(head_dim, batch, rows_per_page, words, constants + h0, dots);
+      for (int h = 0; h < kHeads; ++h) {
+        const IndexVec spread = hn::Mul(hn::Set(df, constants[h0 + h].spread), variance);
+        const IndexVec mass =
+            sub ? sub_centroid_mass<kHeads>(dots, h, runs, covered, spread)
+                : centroid_mass<kHeads>(dots, h, static_cast<float>(page_size - 1), spread);
+        store_lanes(mass, count, masses + (h0 + h) * stride + page);
+        if (dots_out != nullptr) {
+          store_dots<kHeads>(dots, h, centres, count,
+                             dots_out + ((h0 + h) * dot_stride + page) * centres);
+        }
+      }
+      words += kHeads * centre_words(head_dim);
+    };
+    for (int h0 = 0; h0 < unit.group;) {
+      const int block = heads_at_once(unit.group - h0);
+      if (block == 4) {
+        run.template operator()<4>(h0);
+      } else if (block == 2) {
+        run.template operator()<2>(h0);
+      } else {
+        run.template operator()<1>(h0);
+      }
+      h0 += block;
+    }
+  }
+}
+
+// Up to kIndexLanes entries, -inf in the lanes past `count`.
+HWY_INLINE IndexVec load_masses(const float* from, std::int64_t count) {
+  const IndexF df;
+  if (count >= kIndexLanes) return hn::LoadU(df, from);
+  HWY_ALIGN float lanes[kIndexLanes];
+  std::fill(lanes, lanes + kIndexLanes, -std::numeric_limits<float>::infinity());
+  if (count > 0) std::memcpy(lanes, from, static_cast<std::size_t>(count) * sizeof(float));
+  return hn::Load(df, lanes);
+}
+
+// log sum exp of a row. Sums run in 16 lanes and widen to double every 256 entries.
+HWY_INLINE float row_log_sum(const float* row, std::int64_t pages) {
+  const IndexF df;
+  constexpr int kParts = 16 / kIndexLanes;
+  constexpr std::int64_t kBlock = 256;
+  IndexVec top = load_masses(row, pages);
+  for (std::int64_t i = kIndexLanes; i < pages; i += kIndexLanes) {
+    top = hn::Max(top, load_masses(row + i, pages - i));
+  }
+  const float largest = hn::GetLane(hn::MaxOfLanes(df, top));
+  const IndexVec shift = hn::Set(df, largest);
+  double total = 0;
+  for (std::int64_t begin = 0; begin < pages; begin += kBlock) {
+    IndexVec sum[kParts];
+#pragma GCC unroll 4
+    for (int k = 0; k < kParts; ++k) sum[k] = hn::Zero(df);
+    for (std::int64_t i = begin; i < std::min(begin + kBlock, pages); i += 16) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kParts; ++k) {
+        const std::int64_t at = i + k * kIndexLanes;
+        sum[k] = hn::Add(sum[k], mass_exp(hn::Sub(load_masses(row + at, pages - at), shift)));
+      }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < kParts; ++k) total += double{hn::GetLane(hn::SumOfLanes(df, sum[k]))};
+  }
+  return largest + static_cast<float>(std::log(total));
+}
+
+void combine_masses(const float* masses, std::int64_t stride, int group, std::int64_t pages,
+                    float* norms, float* scores) {
+  const IndexF df;
+  if (pages == 0) return;
+  for (int g = 0; g < group; ++g) norms[g] = row_log_sum(masses + g * stride, pages);
+  const IndexVec heads = hn::Set(df, static_cast<float>(std::log(static_cast<double>(group))));
+  for (std::int64_t i = 0; i < pages; i += kIndexLanes) {
+    const auto share = [&](int g) HWY_ATTR {
+      return hn::Sub(load_masses(masses + g * stride + i, pages - i), hn::Set(df, norms[g]));
+    };
+    IndexVec top = share(0);
+    for (int g = 1; g < group; ++g) top = hn::Max(top, share(g));
+    IndexVec sum = hn::Zero(df);
+    for (int g = 0; g < group; ++g) sum = hn::Add(sum, mass_exp(hn::Sub(share(g), top)));
+    const IndexVec score = hn::Sub(hn::Add(top, mass_log(sum)), heads);
+    store_lanes(score, static_cast<int>(std::min<std::int64_t>(kIndexLanes, pages - i)),
+                scores + i);
+  }
+}
+
+}  // namespace
+}  // namespace twilight::cpu::TWILIGHT_ISA
+TWILIGHT_AFTER_NAMESPACE();
+
+#endif  // TWILIGHT_BACKEND_CPU_KERNELS_CENTROID_INL_H_
