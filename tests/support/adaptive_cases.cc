@@ -170,6 +170,51 @@ void add_selection_by_mass(std::vector<OpCase>& cases) {
   cases.push_back(sinks);
 }
 
+void add_far_tails(std::vector<OpCase>& cases) {
+  OpCase far = base("far_tail", kFormats[0].format);
+  far.shape.lengths = {410, 150, 33, 15, 0};
+  far.policy.far_tail = true;
+  far.policy.mass = 0;
+  far.policy.mixed_p = true;
+  cases.push_back(far);
+
+  OpCase all = far;
+  all.name = "far_tail_of_every_page";
+  all.shape.format = kFormats[2].format;
+  all.policy.far_floor = 0;
+  all.subset = true;
+  cases.push_back(all);
+
+  OpCase some = all;
+  some.name = "far_tail_above_the_mean";
+  some.policy.far_floor = 1.0F;
+  some.policy.mass = 0.3;
+  some.policy.criterion = PruneCriterion::kPerHead;
+  some.options.distribution = Distribution::kNormal;
+  cases.push_back(some);
+
+  OpCase none = far;
+  none.name = "far_tail_of_no_page";
+  none.policy.far_floor = 1e6F;
+  cases.push_back(none);
+
+  OpCase wide = far;
+  wide.name = "far_tail_of_wide_scores";
+  wide.shape.dtype = DType::kF32;
+  wide.shape.head_dim = 96;
+  wide.options.distribution = Distribution::kWide;
+  cases.push_back(wide);
+
+  OpCase odd = far;
+  odd.name = "far_tail_odd_pages";
+  odd.shape.page_size = 5;
+  odd.shape.head_dim = 80;
+  odd.shape.format = {SummaryKind::kSubCentroid, 4, 4};
+  odd.policy.p = 1.0F;
+  odd.policy.mixed_p = false;
+  cases.push_back(odd);
+}
+
 void add_corners(std::vector<OpCase>& cases) {
   const IndexFormat centroid = kFormats[0].format;
   const IndexFormat own = kFormats[1].format;
@@ -254,6 +299,7 @@ const std::vector<OpCase>& adaptive_cases() {
     add_groups_and_dims(made);
     add_distributions(made);
     add_selection_by_mass(made);
+    add_far_tails(made);
     add_corners(made);
     add_ordinary(made);
     return made;

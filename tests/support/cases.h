@@ -28,6 +28,9 @@ struct CasePolicy {
   std::int32_t min_tokens = 1;
   bool exact_keys = false;
   bool tail = false;  ///< wants a format with value means
+  /// Pages outside the candidates count as well; wants a tail and centroids.
+  bool far_tail = false;
+  float far_floor = 0.2F;
 };
 
 /// One decode step: everything an op or a chain of ops needs. The same list runs against every

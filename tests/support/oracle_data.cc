@@ -79,6 +79,8 @@ CasePolicy load_policy(const Json& policy) {
   out.mass = policy.at("mass");
   out.mass_floor = policy.at("mass_floor");
   out.tail = policy.at("tail");
+  out.far_tail = policy.at("far_tail");
+  out.far_floor = policy.at("far_floor");
   out.min_tokens = policy.at("min_tokens");
   out.exact_keys = policy.at("key_bits") == 0;
   return out;

@@ -42,6 +42,7 @@ StepBuffers::StepBuffers(const OpCase& op_case, const PagedFixture& fixture)
     if (!p.empty()) p.back() = 1.0F;
   }
   scores.assign(rows_kv * static_cast<std::size_t>(page_stride), kNan);
+  log_masses.assign(rows_q * static_cast<std::size_t>(page_stride), kNan);
   exact_scores.assign(rows_q * static_cast<std::size_t>(token_stride), kNan);
   pages.assign(rows_kv * static_cast<std::size_t>(candidate_stride), kGarbage);
   page_counts.assign(rows_kv, kGarbage);
@@ -75,6 +76,10 @@ bool StepBuffers::has_estimates() const { return case_.policy.criterion != Prune
 
 bool StepBuffers::has_tail() const { return case_.policy.tail; }
 
+bool StepBuffers::has_far_tail() const {
+  return has_tail() && has_scores() && case_.policy.far_tail;
+}
+
 ScorePagesParams StepBuffers::score_params() {
   return {.seqs = seqs(),
           .q = fixture_.q(),
@@ -82,6 +87,7 @@ ScorePagesParams StepBuffers::score_params() {
           .index = fixture_.index(),
           .scale = fixture_.scale(),
           .scores = scores.data(),
+          .log_masses = has_far_tail() ? log_masses.data() : nullptr,
           .page_stride = page_stride};
 }
 
@@ -176,7 +182,11 @@ AttendSparseParams StepBuffers::attend_sparse_params() {
                    .pages = pages.data(),
                    .page_counts = page_counts.data(),
                    .candidate_stride = candidate_stride,
-                   .index = fixture_.index()},
+                   .index = fixture_.index(),
+                   .log_masses = has_far_tail() ? log_masses.data() : nullptr,
+                   .scores = has_far_tail() ? scores.data() : nullptr,
+                   .page_stride = page_stride,
+                   .far_floor = case_.policy.far_floor},
           .out = out.data(),
           .out_seq_stride = out_seq_stride};
 }
@@ -234,6 +244,13 @@ std::span<const float> StepBuffers::estimates_row(const std::vector<float>& valu
   return std::span(values).subspan(
       static_cast<std::size_t>((seq * shape.num_q_heads + q_head) * estimate_stride),
       static_cast<std::size_t>(count));
+}
+
+std::span<const float> StepBuffers::log_mass_row(std::int64_t seq, std::int64_t q_head) const {
+  const std::int64_t r = seq * fixture_.shape().num_q_heads + q_head;
+  return std::span(log_masses)
+      .subspan(static_cast<std::size_t>(r * page_stride),
+               static_cast<std::size_t>(fixture_.kv().sealed_pages(seq)));
 }
 
 std::span<const float> StepBuffers::tail_row(std::int64_t seq, std::int64_t q_head) const {

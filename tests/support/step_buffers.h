@@ -38,6 +38,7 @@ class StepBuffers {
   [[nodiscard]] bool has_scores() const;
   [[nodiscard]] bool has_estimates() const;
   [[nodiscard]] bool has_tail() const;
+  [[nodiscard]] bool has_far_tail() const;
   /// Runs score, select, estimate and prune one after the other, as far as the case has them.
   /// `estimates_before_prune` then holds what prune was given.
   void run_selection(Backend& backend, Workspace workspace);
@@ -57,6 +58,8 @@ class StepBuffers {
   /// The candidate slots of one query head: page_counts * P entries.
   [[nodiscard]] std::span<const float> estimates_row(const std::vector<float>& estimates,
                                                      std::int64_t seq, std::int64_t q_head) const;
+  /// A query head's log masses of the sealed pages, with a far tail.
+  [[nodiscard]] std::span<const float> log_mass_row(std::int64_t seq, std::int64_t q_head) const;
   /// What a query head dropped of each candidate page: page_counts entries.
   [[nodiscard]] std::span<const float> tail_row(std::int64_t seq, std::int64_t q_head) const;
   [[nodiscard]] std::span<const float> out_row(std::int64_t seq, std::int64_t q_head) const;
@@ -69,6 +72,7 @@ class StepBuffers {
   std::int64_t out_seq_stride = 0;
   std::vector<float> p;                       ///< [B, Hq]
   std::vector<float> scores;                  ///< [B, Hkv, page_stride]
+  std::vector<float> log_masses;              ///< [B, Hq, page_stride]
   std::vector<float> exact_scores;            ///< [B, Hq, token_stride]
   std::vector<std::int32_t> pages;            ///< [B, Hkv, candidate_stride]
   std::vector<std::int32_t> page_counts;      ///< [B, Hkv]

@@ -72,16 +72,33 @@ void check_attention(const OpCase& op_case, const PagedFixture& fixture, const S
         logs.push_back(score * double{fixture.scale()});
         vectors.push_back(fixture.v_row(seq, token, head));
       }
+      const auto add_mean = [&](std::int32_t page) {
+        vectors.emplace_back(dim);
+        decode_value_mean(page_records(fixture.index(), fixture.kv().page_of(seq, page), head,
+                                       shape.page_size, shape.head_dim),
+                          vectors.back());
+      };
       const std::span<const std::int32_t> pages = step.candidate_pages(seq, head);
       for (std::size_t i = 0; i < pages.size() && step.has_tail(); ++i) {
         const double mass = step.tail_row(seq, q_head)[i];
         if (mass == 0) continue;
         const auto row = static_cast<std::size_t>(seq * shape.num_q_heads + q_head);
         logs.push_back(std::log(mass) + double{step.tail_shift[row]});
-        vectors.emplace_back(dim);
-        decode_value_mean(page_records(fixture.index(), fixture.kv().page_of(seq, pages[i]), head,
-                                       shape.page_size, shape.head_dim),
-                          vectors.back());
+        add_mean(pages[i]);
+      }
+      if (step.has_far_tail()) {
+        const std::span<const float> scores = step.scores_row(seq, head);
+        const std::span<const float> masses = step.log_mass_row(seq, q_head);
+        const float lowest =
+            std::log(op_case.policy.far_floor / static_cast<float>(std::ssize(scores)));
+        for (std::size_t page = 0; page < scores.size(); ++page) {
+          if (scores[page] < lowest) continue;
+          if (std::binary_search(pages.begin(), pages.end(), static_cast<std::int32_t>(page))) {
+            continue;
+          }
+          logs.push_back(masses[page]);
+          add_mean(static_cast<std::int32_t>(page));
+        }
       }
       std::vector<float> want(dim, 0.0F);
       if (!logs.empty()) {
@@ -105,6 +122,7 @@ void check_full_mass_has_no_tail(Backend& backend, const OpCase& op_case) {
   OpCase full = op_case;
   full.policy.p = 1.0F;
   full.policy.mixed_p = false;
+  full.policy.far_tail = false;
   const StepRun with(backend, full, fixture);
   full.policy.tail = false;
   const StepRun without(backend, full, fixture);

@@ -50,6 +50,8 @@ SparsePolicy policy_of(const OpCase& op_case) {
   policy.prune = from.criterion != PruneCriterion::kNone;
   policy.criterion = from.criterion == PruneCriterion::kGroupMean ? "group_mean" : "per_head";
   policy.tail = from.tail;
+  policy.far_tail = from.far_tail;
+  policy.far_floor = from.far_floor;
   policy.p = from.p;
   policy.min_tokens = from.min_tokens;
   policy.key_bits = from.exact_keys ? 16 : op_case.shape.format.key_bits;
@@ -213,6 +215,7 @@ TEST_P(DecodeStepCases, DensePathsAreDenseAttention) {
   full_mass.key_bits = case_.shape.format.key_bits == 0 ? 16 : case_.shape.format.key_bits;
   full_mass.prune = true;
   full_mass.candidate_mass = 0;
+  full_mass.far_tail = false;
   p_.assign(p_.size(), 1.0F);
   const std::pair<SparsePolicy, StepPath> paths[] = {{make_policy("dense"), StepPath::kDensePolicy},
                                                      {layers, StepPath::kDenseLayer},
@@ -311,6 +314,12 @@ TEST_P(DecodeStepCases, MatchesTheOpsAndCountsThem) {
         const std::int32_t tokens = std::min(page_size, n - page * page_size);
         candidates += tokens;
         if (policy_.prune) bytes += tokens == page_size ? record : tokens * row_bytes();
+      }
+      for (std::int32_t page = 0; page < n / page_size && ops.has_far_tail(); ++page) {
+        const bool candidate = std::ranges::binary_search(ops.candidate_pages(seq, head), page);
+        const float floor = std::log(policy_.far_floor / static_cast<float>(n / page_size));
+        const float score = ops.scores_row(seq, head)[static_cast<std::size_t>(page)];
+        if (!candidate && score >= floor) bytes += mean_value;
       }
       const auto attended = static_cast<std::int32_t>(ops.kept_tokens(seq, head).size());
       EXPECT_EQ(stats.candidates[h], candidates);

@@ -189,6 +189,11 @@ TEST_P(Oracle, Step) {
         EXPECT_EQ(step.head_counts[static_cast<std::size_t>(q_row)], integer("head_counts", q_row));
         EXPECT_NEAR(step.head_mass[static_cast<std::size_t>(q_row)],
                     golden_.array("head_mass").values[static_cast<std::size_t>(q_row)], 2e-6);
+        if (golden_.has("log_masses")) {
+          EXPECT_TRUE(close(step.log_mass_row(seq, head * group + g),
+                            values("log_masses", q_row * page_stride, kv.sealed_pages(seq)),
+                            kRounding));
+        }
         if (!golden_.has("tail_mass")) continue;
         EXPECT_TRUE(close({&step.tail_shift[static_cast<std::size_t>(q_row)], 1},
                           values("tail_shift", q_row, 1), kRounding));

@@ -144,6 +144,8 @@ class RefOptions : public ::testing::TestWithParam<std::tuple<int, int>> {
               c.policy.min_tokens = seed % 5 == 0 ? 12 : 1;
               c.policy.exact_keys = bits == 16;
               c.policy.tail = tail;
+              c.policy.far_tail = tail && masses && seed % 3 != 0;
+              c.policy.far_floor = seed % 2 == 0 ? 0.2F : 0.0F;
               body(c);
               if (HasFailure()) return;
             }

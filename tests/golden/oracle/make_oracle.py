@@ -26,6 +26,7 @@ Case: its data set and policy, and
                                                           -inf past the end of sequence or list
     head_counts        i32 [B, Hkv * G]                   kept by that head, forced tokens included
     head_mass          f32 [B, Hkv * G]                   mass of the union under that head's estimates
+    log_masses         f32 [B, Hkv * G, pages_per_seq]    estimated log mass of sealed pages
     tail_mass          f32 [B, Hkv * G, pages_per_seq]    of the i-th candidate page, over e^tail_shift
     tail_shift         f32 [B, Hkv * G]                   largest estimate; -inf without candidates
     kept_counts        i32 [B, Hkv]
@@ -73,6 +74,8 @@ class Policy:
     key_bits: int = 4  # 2, 4 or 8; 0: exact scores everywhere
     criterion: str = "per_head"  # "group_mean" or "none"
     tail: bool = False
+    far_tail: bool = False
+    far_floor: float = 0.2
     p: list = dataclasses.field(default_factory=lambda: [0.9])  # per query head, repeated over B and Hq
     min_tokens: int = 1
     sink_tokens: int = 4
@@ -364,6 +367,7 @@ def run(data, policy):
          "candidates": np.full((B, Hkv, pages_per_seq), -1, np.int32),
          "estimates": np.full((B, Hkv, G, pages_per_seq * P), -np.inf),
          "head_counts": np.zeros((B, Hkv, G), np.int32), "head_mass": np.zeros((B, Hkv, G)),
+         "log_masses": np.zeros((B, Hkv, G, pages_per_seq)),
          "tail_mass": np.zeros((B, Hkv, G, pages_per_seq)), "tail_shift": np.full((B, Hkv, G), -np.inf),
          "kept_counts": np.zeros((B, Hkv), np.int32), "kept": np.full((B, Hkv, max(lens)), -1, np.int32),
          "out": np.zeros((B, Hkv, G, D)), "dense_out": np.zeros((B, Hkv, G, D))}
@@ -399,6 +403,7 @@ def run(data, policy):
                     a["page_scores"][b, h, page] = max(per_head) * scale
             if centroids and sealed:
                 shares = logs - np.array([log_sum(row) for row in logs])[:, None]
+                a["log_masses"][b, h, :, :sealed] = logs
                 a["page_scores"][b, h, :sealed] = [log_sum(column) - math.log(G) for column in shares.T]
             pages = choose_pages(a["page_scores"][b, h], n, P, policy, margins)
             a["candidate_counts"][b, h] = len(pages)
@@ -450,17 +455,26 @@ def run(data, policy):
                     dropped = (tokens // P == page) & ~np.isin(tokens, kept)
                     a["tail_mass"][b, h, g, i] = np.exp(e[dropped] - e.max()).sum()
                 some = [i for i in range(len(pages)) if a["tail_mass"][b, h, g, i] > 0]
-                tails.append((np.log(a["tail_mass"][b, h, g, some]) + e.max(), [means[pages[i]] for i in some])
+                far = []
+                for page in sorted(set(range(sealed)) - set(pages)) if policy.far_tail else []:
+                    lead = a["page_scores"][b, h, page] - (math.log(policy.far_floor / sealed)
+                                                           if policy.far_floor else -np.inf)
+                    margins.page = min(margins.page, abs(lead))
+                    far += [page] if lead >= 0 else []
+                masses = np.concatenate([np.log(a["tail_mass"][b, h, g, some]) + e.max(), logs[g, far]])
+                tails.append((masses, [means[page] for page in [pages[i] for i in some] + far])
                              if policy.tail else ([], []))
             a["out"][b, h] = attend(q[b, h], keys[kept], values[kept], scale, tails)
             a["dense_out"][b, h] = attend(q[b, h], keys, values, scale)
-    for name in ("head_counts", "head_mass", "tail_mass", "tail_shift", "out", "dense_out"):
+    for name in ("head_counts", "head_mass", "log_masses", "tail_mass", "tail_shift", "out", "dense_out"):
         a[name] = a[name].reshape(B, Hkv * G, *a[name].shape[3:])
     unused = []
     if policy.select != "score":
         unused += ["page_scores"]
     if policy.select != "score" or centroids:
         unused += ["summary_min", "summary_max"]
+    if not policy.far_tail:
+        unused += ["log_masses"]
     if not rotated:
         unused += ["centre_codes", "centre_scales", "variance_bits"]
     if policy.summary != "centroid":
@@ -575,6 +589,10 @@ CASES |= {
     "centroid_bits4_tail": ("turned", Policy(summary="centroid", fraction=0.5, key_bits=4, criterion="group_mean",
                                              tail=True, p=[0.7])),
     "group_ties": ("tied", Policy(select="all", criterion="group_mean", tail=True, p=[0.6], sink_tokens=1)),
+    "far_tail": ("turned", Policy(summary="centroid", fraction=0.3, key_bits=2, criterion="group_mean", tail=True,
+                                  far_tail=True, p=[0.9])),
+    "far_tail_of_every_page": ("turned_odd", Policy(summary="sub_centroid", fraction=0.3, key_bits=2, tail=True,
+                                                    far_tail=True, far_floor=0, p=[0.8, 0.7])),
     "turned_odd_mass": ("turned_odd", Policy(summary="sub_centroid", fraction=0.8, mass=0.6, key_bits=2,
                                              criterion="group_mean", tail=True, p=[0.85], min_tokens=3, sink_tokens=2)),
     "turned_odd_centroid": ("turned_odd", Policy(summary="centroid", fraction=0.5, key_bits=2, tail=True,
