@@ -44,7 +44,7 @@ SparsePolicy small_policy(const std::string& preset) {
   policy.sink_tokens = 4;
   policy.recent_pages = 1;
   policy.min_tokens = 1;
-  if (preset == "paper") policy.min_candidates = 64;
+  if (preset == "paper" || preset == "adaptive") policy.min_candidates = 64;
   return policy;
 }
 
@@ -209,6 +209,53 @@ TEST_P(DecodeStepPolicies, KeyBits) {
   EXPECT_GE(masses[2], 0.9 - 0x1p-10);
   EXPECT_GE(masses[1], 0.85);
   EXPECT_GE(masses[0], 0.5);
+}
+
+// The bytes of the rotated planes by hand: 43 sealed pages of D = 64. A centroid is 64 bytes and
+// its scales 16, a tile of 2-bit keys 16 * 64 / 4 + 32 = 288, a mean value 32.
+TEST_P(DecodeStepPolicies, BytesOfTheRotatedPlanes) {
+  struct Reads {
+    const char* selector;
+    std::int64_t summary;  // of a sealed page
+    std::int64_t record;   // of a sealed candidate
+    std::int64_t mean;     // of a page with a tail
+    std::int32_t key_bits;
+  };
+  constexpr Reads kReads[] = {
+      {"centroid", 64 + 16, 288, 32, 2},       {"sub_centroid", 128 + 16, 288, 32, 2},
+      {"full", 0, 288 + 32 + 16, 32, 2},       {"quest", 256, 288 + 32 + 16, 32, 2},
+      {"centroid", 64 + 16, 576, 32, 4},       {"quest", 256, 576, 32 + 16, 4},
+      {"quest", 256, 16 * 64 * 2, 32 + 16, 16}};
+  for (const Reads& reads : kReads) {
+    for (const bool tail : {false, true}) {
+      SCOPED_TRACE(std::string(reads.selector) + std::to_string(reads.key_bits));
+      SparsePolicy policy = small_policy("adaptive");
+      policy.selector = reads.selector;
+      policy.key_bits = reads.key_bits;
+      policy.min_candidates = 160;
+      policy.tail = tail;
+      const PagedFixture fixture = make_fixture(index_format_of(policy));
+      if (!backend_->supports(caps_of(fixture), DType::kBf16, fixture.shape().format)) {
+        GTEST_SKIP() << "no kernels for this format";
+      }
+      const LayerStats stats = run(*backend_, policy, fixture).stats[0];
+      ASSERT_EQ(stats.path, StepPath::kSparse);
+      // Budget max(700 / 4, 160) = 175 tokens: 11 pages, the open one of 12 tokens among them.
+      const std::int64_t candidates = policy.selector == "full" ? 43 : 10;
+      EXPECT_EQ(stats.candidates, std::vector<std::int32_t>(
+                                      kKvHeads, static_cast<std::int32_t>(candidates * 16 + 12)));
+      std::int64_t bytes = kKvHeads * (43 * reads.summary + candidates * reads.record + 12 * 128);
+      for (const std::int32_t attended : stats.attended) bytes += std::int64_t{2} * attended * 128;
+      if (!tail) {
+        EXPECT_EQ(stats.bytes_read, bytes);
+        continue;
+      }
+      // Some tokens of every candidate page are dropped but for those of the sinks (4 of 16 tokens
+      // are forced there) and of the last full page, which is forced whole.
+      bytes += kKvHeads * (candidates - 1) * reads.mean;
+      EXPECT_EQ(stats.bytes_read, bytes);
+    }
+  }
 }
 
 TEST_P(DecodeStepPolicies, LayerProbabilities) {

@@ -35,6 +35,24 @@ TEST(Policy, Presets) {
   EXPECT_EQ(index_format_of(paper),
             (IndexFormat{.summary = SummaryKind::kQuestBf16, .key_bits = 4}));
 
+  EXPECT_EQ(paper.criterion, "per_head");
+  EXPECT_FALSE(paper.tail);
+  EXPECT_FALSE(paper.far_tail);
+  EXPECT_EQ(paper.candidate_mass, 0);
+
+  const SparsePolicy adaptive = make_policy("adaptive");
+  EXPECT_EQ(adaptive.name, "adaptive");
+  EXPECT_EQ(adaptive.selector, "centroid");
+  EXPECT_TRUE(adaptive.prune);
+  EXPECT_EQ(adaptive.criterion, "group_mean");
+  EXPECT_TRUE(adaptive.tail);
+  EXPECT_EQ(adaptive.key_bits, 2);
+  EXPECT_EQ(adaptive.dense_layers, 2);
+  EXPECT_GT(adaptive.p, 0.5F);
+  EXPECT_LT(adaptive.p, 1.0F);
+  EXPECT_EQ(index_format_of(adaptive),
+            (IndexFormat{.summary = SummaryKind::kCentroid, .key_bits = 2, .value_bits = 4}));
+
   const SparsePolicy full = make_policy("paper-full");
   EXPECT_EQ(full.selector, "full");
   EXPECT_TRUE(full.prune);
@@ -68,6 +86,17 @@ TEST(Policy, IndexFollowsTheBits) {
   EXPECT_EQ(index_format_of(policy), (IndexFormat{.summary = SummaryKind::kQuest4, .key_bits = 8}));
   policy.key_bits = 16;  // the keys themselves
   EXPECT_EQ(index_format_of(policy), (IndexFormat{.summary = SummaryKind::kQuest4, .key_bits = 0}));
+  policy.key_bits = 2;  // centred on a mean of its own
+  EXPECT_EQ(index_format_of(policy), (IndexFormat{.summary = SummaryKind::kQuest4, .key_bits = 2}));
+  policy.selector = "sub_centroid";
+  policy.tail = true;
+  EXPECT_EQ(index_format_of(policy),
+            (IndexFormat{.summary = SummaryKind::kSubCentroid, .key_bits = 2, .value_bits = 4}));
+  policy.prune = false;  // neither estimates nor what was dropped of them
+  EXPECT_EQ(index_format_of(policy),
+            (IndexFormat{.summary = SummaryKind::kSubCentroid, .key_bits = 0}));
+  policy.prune = true;
+  policy.tail = false;
   policy.selector = "oracle";
   policy.key_bits = 4;
   EXPECT_EQ(index_format_of(policy), (IndexFormat{.summary = SummaryKind::kNone, .key_bits = 4}));
@@ -119,6 +148,34 @@ TEST(Policy, EveryBadFieldIsNamed) {
       {"recent_pages, got -1", [](SparsePolicy& p) { p.recent_pages = -1; }},
       {"dense_layers, got -1", [](SparsePolicy& p) { p.dense_layers = -1; }},
       {"dense_below_tokens, got -2", [](SparsePolicy& p) { p.dense_below_tokens = -2; }},
+      {"candidate_mass, got -0.1", [](SparsePolicy& p) { p.candidate_mass = -0.1; }},
+      {"candidate_mass, got 1", [](SparsePolicy& p) { p.candidate_mass = 1; }},
+      {"candidate_mass, got nan",
+       [](SparsePolicy& p) { p.candidate_mass = std::numeric_limits<double>::quiet_NaN(); }},
+      {"candidate_mass with selector 'quest', accepted centroid, sub_centroid",
+       [](SparsePolicy& p) { p.candidate_mass = 0.5; }},
+      {"candidate_mass with selector 'full'",
+       [](SparsePolicy& p) {
+         p.selector = "full";
+         p.candidate_mass = 0.5;
+       }},
+      {"criterion, got 'mean', accepted per_head, group_mean",
+       [](SparsePolicy& p) { p.criterion = "mean"; }},
+      {"criterion, got ''", [](SparsePolicy& p) { p.criterion.clear(); }},
+      {"tail without pruning",
+       [](SparsePolicy& p) {
+         p.tail = true;
+         p.prune = false;
+       }},
+      {"far_tail with tail off and selector 'centroid'",
+       [](SparsePolicy& p) {
+         p.selector = "centroid";
+         p.far_tail = true;
+       }},
+      {"far_tail with tail on and selector 'quest'",
+       [](SparsePolicy& p) { p.tail = p.far_tail = true; }},
+      {"far_floor, got -1", [](SparsePolicy& p) { p.far_floor = -1; }},
+      {"far_floor, got nan", [](SparsePolicy& p) { p.far_floor = kNan; }},
       {"key_bits, got 5, accepted 2, 4, 8, 16", [](SparsePolicy& p) { p.key_bits = 5; }},
       {"key_bits, got 0", [](SparsePolicy& p) { p.key_bits = 0; }},
       {"summary_bits, got 8, accepted 4, 16", [](SparsePolicy& p) { p.summary_bits = 8; }},
@@ -129,6 +186,13 @@ TEST(Policy, EveryBadFieldIsNamed) {
     bad.edit(policy);
     expect_error(ErrorCode::kInvalidArgument, {"[policy]", bad.field, "accepted "},
                  [&] { validate_policy(policy); });
+  }
+  for (const char* selector : {"centroid", "sub_centroid"}) {
+    SparsePolicy policy = make_policy("adaptive");
+    policy.selector = selector;
+    policy.candidate_mass = 0.999;
+    policy.far_tail = true;
+    EXPECT_NO_THROW(validate_policy(policy));
   }
   // A dense policy ignores the rest.
   SparsePolicy dense = make_policy("dense");
@@ -146,7 +210,7 @@ TEST(Policy, ProbabilityOfLayers) {
 }
 
 TEST(Selector, Names) {
-  for (const char* name : {"full", "quest", "streaming", "oracle"}) {
+  for (const char* name : {"full", "quest", "centroid", "sub_centroid", "streaming", "oracle"}) {
     SparsePolicy policy = make_policy("paper");
     policy.selector = name;
     EXPECT_EQ(make_selector(policy)->name(), name);
