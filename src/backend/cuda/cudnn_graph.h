@@ -1,0 +1,110 @@
+#ifndef TWILIGHT_BACKEND_CUDA_CUDNN_GRAPH_H_
+#define TWILIGHT_BACKEND_CUDA_CUDNN_GRAPH_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cudnn.h>
+
+/// cuDNN's graph API, loaded at run time: a build needs its headers alone, and a machine without
+/// the library loses nothing but what is computed by it.
+namespace twilight::cuda {
+
+/// Entry points of libcudnn.so.9.
+struct CudnnApi {
+  decltype(&cudnnCreate) create = nullptr;
+  decltype(&cudnnDestroy) destroy = nullptr;
+  decltype(&cudnnSetStream) set_stream = nullptr;
+  decltype(&cudnnGetVersion) version = nullptr;
+  decltype(&cudnnGetErrorString) error_string = nullptr;
+  decltype(&cudnnGetLastErrorString) last_error = nullptr;
+  decltype(&cudnnBackendCreateDescriptor) create_descriptor = nullptr;
+  decltype(&cudnnBackendDestroyDescriptor) destroy_descriptor = nullptr;
+  decltype(&cudnnBackendSetAttribute) set_attribute = nullptr;
+  decltype(&cudnnBackendGetAttribute) get_attribute = nullptr;
+  decltype(&cudnnBackendFinalize) finalize = nullptr;
+  decltype(&cudnnBackendExecute) execute = nullptr;
+};
+
+/// Null where the library cannot be loaded; `why` then says so. The first call loads it.
+[[nodiscard]] const CudnnApi* cudnn_api(std::string* why);
+
+/// Owns one backend descriptor. Throws Error(kUnsupported) with the library's words where a call is
+/// refused.
+class CudnnDescriptor {
+ public:
+  CudnnDescriptor(const CudnnApi& api, cudnnBackendDescriptorType_t type);
+  ~CudnnDescriptor();
+  CudnnDescriptor(CudnnDescriptor&& other) noexcept
+      : api_(other.api_), descriptor_(std::exchange(other.descriptor_, nullptr)) {}
+  CudnnDescriptor& operator=(CudnnDescriptor&&) = delete;
+  CudnnDescriptor(const CudnnDescriptor&) = delete;
+  CudnnDescriptor& operator=(const CudnnDescriptor&) = delete;
+
+  void set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, std::int64_t count,
+           const void* values);
+  template <typename T>
+  void set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, const T& value) {
+    set(name, type, 1, &value);
+  }
+  void set(cudnnBackendAttributeName_t name, const CudnnDescriptor& value);
+  void finalize();
+  [[nodiscard]] cudnnBackendDescriptor_t get() const { return descriptor_; }
+
+ private:
+  const CudnnApi* api_;
+  cudnnBackendDescriptor_t descriptor_ = nullptr;
+};
+
+/// A graph of operations under construction. Tensors are numbered from 0, the number is also their
+/// unique id. Virtual tensors are f32 between operations unless told otherwise.
+class CudnnGraph {
+ public:
+  using Tensor = std::int64_t;
+  using Shape = std::vector<std::int64_t>;
+
+  CudnnGraph(const CudnnApi& api, cudnnHandle_t handle) : api_(api), handle_(handle) {}
+
+  /// A tensor the caller gives a pointer for.
+  [[nodiscard]] Tensor input(cudnnDataType_t type, const Shape& dims, const Shape& strides);
+  /// One f32 in host memory.
+  [[nodiscard]] Tensor host_scalar();
+  [[nodiscard]] Tensor virtual_tensor(cudnnDataType_t type, const Shape& dims,
+                                      const Shape& strides);
+  /// Dense strides of a shape.
+  [[nodiscard]] static Shape dense(const Shape& dims);
+
+  /// c = a b over the last two dimensions; lengths (m, n, k) override the shapes where not -1.
+  void matmul(Tensor a, Tensor b, Tensor c, Tensor m = -1, Tensor n = -1, Tensor k = -1,
+              bool pads = false);
+  void pointwise(cudnnPointwiseMode_t mode, cudnnDataType_t math, Tensor x, Tensor b, Tensor t,
+                 Tensor y, std::int64_t axis = -1);
+  void reduce(cudnnReduceTensorOp_t op, Tensor x, Tensor y);
+  void load_pages(Tensor container, Tensor table, Tensor lengths, Tensor y);
+  /// Attention in one operation; -1 for what is absent.
+  void attention(Tensor q, Tensor k, Tensor v, Tensor o, Tensor scale, Tensor table,
+                 Tensor lengths_q, Tensor lengths_kv);
+
+  /// The first engine the library proposes and can build.
+  [[nodiscard]] CudnnDescriptor build_plan(std::int64_t* workspace_bytes);
+  [[nodiscard]] std::int64_t num_tensors() const {
+    return static_cast<std::int64_t>(tensors_.size());
+  }
+
+ private:
+  [[nodiscard]] Tensor add(cudnnDataType_t type, const Shape& dims, const Shape& strides,
+                           bool is_virtual, bool by_value);
+
+  const CudnnApi& api_;
+  cudnnHandle_t handle_;
+  std::vector<CudnnDescriptor> tensors_;
+  std::vector<CudnnDescriptor> parts_;  ///< what operations refer to
+  std::vector<CudnnDescriptor> operations_;
+};
+
+}  // namespace twilight::cuda
+
+#endif  // TWILIGHT_BACKEND_CUDA_CUDNN_GRAPH_H_
