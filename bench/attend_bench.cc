@@ -101,7 +101,10 @@ struct Cache {
   std::vector<float> q;
   std::vector<float> out;
   Buffer workspace;
+  Buffer codes;   // value means, laid out like K and V
+  Buffer params;  // scales
   twilight::PagedKvView view;
+  twilight::KeyIndexView index;
 
   Cache(const Shape& s, const twilight::Backend& backend, bool head_major) : shape(s) {
     std::mt19937 rng(7);
@@ -132,6 +135,22 @@ struct Cache {
     const std::int64_t head_stride = head_major ? pages * page : page;
     view.k = {k.data(), page_stride, head_stride, row};
     view.v = {v.data(), page_stride, head_stride, row};
+    const std::int64_t record = s.dim / 2;
+    codes = Buffer(std::size_t(pages) * s.kv_heads * record);
+    params = Buffer(std::size_t(pages) * s.kv_heads * sizeof(twilight::PageParams));
+    fill(codes, &rng);
+    for (std::size_t i = 0; i < params.size() / sizeof(twilight::PageParams); ++i) {
+      params.as<twilight::PageParams>()[i].value_scale = twilight::f32_to_f16(0.1F);
+    }
+    const auto lay_out = [&](std::int64_t bytes, std::int64_t& per_page, std::int64_t& per_head) {
+      per_page = head_major ? bytes : s.kv_heads * bytes;
+      per_head = head_major ? pages * bytes : bytes;
+    };
+    index.format.value_bits = 4;
+    index.value_means = codes.data();
+    lay_out(record, index.value_page_stride, index.value_head_stride);
+    index.params = params.data();
+    lay_out(sizeof(twilight::PageParams), index.params_page_stride, index.params_head_stride);
     view.block_table = table.data();
     view.block_table_stride = pages_per_seq;
     view.seq_lens = lens.data();
@@ -197,8 +216,10 @@ class Bench {
   }
 
   // `count(list)` tokens of each (sequence, KV head): single tokens, or runs of 4 to 16 in a page.
+  // `tail_pages` of the pages of each list add their mean values; 64 bytes of codes and 16 of
+  // parameters each at D = 128.
   void sparse(const std::string& name, Cache& cache, const std::function<int()>& count,
-              bool clustered) {
+              bool clustered, int tail_pages = 0) {
     const Shape& s = cache.shape;
     std::mt19937 rng(11);
     std::vector<std::int32_t> kept(std::size_t(s.seqs) * s.kv_heads * s.tokens);
@@ -234,6 +255,23 @@ class Bench {
     params.kept_stride = s.tokens;
     params.out = cache.out.data();
     params.out_seq_stride = params.q.seq_stride;
+    std::vector<float> mass(std::size_t(s.seqs) * s.q_heads * tail_pages);
+    const std::vector<float> shift(std::size_t(s.seqs) * s.q_heads, 1.0F);
+    std::vector<std::int32_t> pages(std::size_t(s.seqs) * s.kv_heads * tail_pages);
+    const std::vector<std::int32_t> page_counts(std::size_t(s.seqs) * s.kv_heads, tail_pages);
+    if (tail_pages > 0) {
+      for (float& x : mass) x = float(rng() % 1000) * 1e-3F;
+      const int step = s.tokens / s.page_size / tail_pages;
+      for (std::size_t i = 0; i < pages.size(); ++i) {
+        pages[i] = std::int32_t(i % std::size_t(tail_pages)) * step;
+      }
+      params.tail.mass = mass.data();
+      params.tail.shift = shift.data();
+      params.tail.pages = pages.data();
+      params.tail.page_counts = page_counts.data();
+      params.tail.candidate_stride = tail_pages;
+      params.tail.index = cache.index;
+    }
     // The rows and their part of the page tables must come from memory, so the caches are emptied
     // between runs by reading something else.
     std::vector<double> seconds;
@@ -246,7 +284,8 @@ class Bench {
     }
     std::sort(seconds.begin(), seconds.end());
     const std::size_t n = seconds.size();
-    report("sparse " + name, tokens * s.dim * 4,
+    const double tail_bytes = double(tail_pages) * s.seqs * s.kv_heads * (s.dim / 2 + 16);
+    report("sparse " + name, tokens * s.dim * 4 + tail_bytes,
            {seconds[n / 2], seconds[n / 10], seconds[n - 1 - n / 10], seconds[0]});
   }
 
@@ -311,6 +350,9 @@ int main(int argc, char** argv) {
   const auto four_percent = [] { return 1310; };
   bench.sparse("4% random, B1", one, four_percent, false);
   bench.sparse("4% random, B8", eight, four_percent, false);
+  bench.sparse(
+      "no token, tail 512, B8", eight, [] { return 0; }, false, 512);
+  bench.sparse("2% clustered, tail 512, B8", eight, two_percent, true, 512);
   bench.sparse("2% random, B1", one, two_percent, false);
   bench.sparse("2% clustered, B1", one, two_percent, true);
   bench.sparse("2% random, B8", eight, two_percent, false);

@@ -13,6 +13,7 @@
 #include "backend/cpu/isa.h"
 #include "core/thread_pool.h"
 #include "ops/backend.h"
+#include "quant/page_codec.h"
 #include "support/cases.h"
 #include "support/paged_fixture.h"
 #include "support/random.h"
@@ -118,6 +119,70 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
   void copy_kept(StepBuffers& to) const {
     to.kept = expected_.kept;
     to.kept_counts = expected_.kept_counts;
+    to.pages = expected_.pages;
+    to.page_counts = expected_.page_counts;
+    to.tail_mass = expected_.tail_mass;
+    to.tail_shift = expected_.tail_shift;
+    to.scores = expected_.scores;
+    to.log_masses = expected_.log_masses;
+  }
+
+  // A far tail of random masses, some of them large.
+  void make_far_tail() {
+    Random random(21);
+    const std::int64_t stride = expected_.page_stride;
+    far_masses_.resize(
+        static_cast<std::size_t>(fixture_.num_seqs() * case_.shape.num_q_heads * stride));
+    for (float& x : far_masses_) x = 6 * random.normal();
+    far_scores_.resize(
+        static_cast<std::size_t>(fixture_.num_seqs() * case_.shape.num_kv_heads * stride));
+    for (float& x : far_scores_) x = 2 * random.normal() - 3;
+  }
+  AttendSparseParams with_far_tail(StepBuffers& buffers) const {
+    AttendSparseParams params = buffers.attend_sparse_params();
+    params.tail.log_masses = far_masses_.data();
+    params.tail.scores = far_scores_.data();
+    params.tail.page_stride = expected_.page_stride;
+    params.tail.far_floor = 0.25F;
+    return params;
+  }
+
+  // A page that counts by its mean value.
+  struct PageTerm {
+    double log_mass = 0;
+    std::vector<float> mean;
+  };
+  std::vector<PageTerm> tail_terms(std::int64_t seq, std::int64_t q_head) {
+    std::vector<PageTerm> terms;
+    if (!expected_.has_tail()) return terms;
+    const std::int64_t head = q_head / fixture_.group_size();
+    const std::int64_t q_row = seq * case_.shape.num_q_heads + q_head;
+    const auto add = [&](std::int64_t page_idx, double log_mass) {
+      const PageRecords records =
+          page_records(fixture_.index(), fixture_.kv().page_of(seq, page_idx), head,
+                       case_.shape.page_size, case_.shape.head_dim);
+      PageTerm term{log_mass, std::vector<float>(static_cast<std::size_t>(case_.shape.head_dim))};
+      decode_value_mean(records, term.mean);
+      terms.push_back(std::move(term));
+    };
+    const std::span<const std::int32_t> pages = expected_.candidate_pages(seq, head);
+    const std::span<const float> masses = expected_.tail_row(seq, q_head);
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      if (!(masses[i] > 0)) continue;
+      add(pages[i], std::log(double{masses[i]}) +
+                        double{expected_.tail_shift[static_cast<std::size_t>(q_row)]});
+    }
+    const TailParams tail =
+        (far_masses_.empty() ? expected_.attend_sparse_params() : with_far_tail(expected_)).tail;
+    if (tail.log_masses == nullptr) return terms;
+    const std::int32_t sealed = fixture_.kv().sealed_pages(seq);
+    for (std::int32_t page = 0; page < sealed; ++page) {
+      if (std::ranges::binary_search(pages, page)) continue;
+      const float score = tail.scores[expected_.row(seq, head) * tail.page_stride + page];
+      if (!(score >= tail.lowest_far_score(sealed))) continue;
+      add(page, double{tail.log_masses[q_row * tail.page_stride + page]});
+    }
+    return terms;
   }
 
   // Bit for bit the same with 1, 2, 3 and 8 threads; returns the result.
@@ -152,12 +217,13 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
   // of the largest are dropped.
   std::vector<double> bounds(std::int64_t seq, std::int64_t q_head,
                              std::span<const std::int32_t> tokens,
+                             const std::vector<PageTerm>& terms,
                              std::span<const float> expected) const {
     const bool bf16_dot = isa_ == "avx512_bf16" && case_.shape.dtype == DType::kBf16;
     const std::int64_t head = q_head / fixture_.group_size();
     const std::span<const float> q = fixture_.q_row(seq, q_head);
     const double dim = case_.shape.head_dim;
-    const auto n = static_cast<double>(tokens.size());
+    const auto n = static_cast<double>(tokens.size() + terms.size());
     const double score_share = (dim + 8) * 0x1p-24 + (bf16_dot ? 0x1p-16 : 0.0);
     std::vector<double> scores;
     double score_error = 0;
@@ -174,6 +240,10 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
       score_error = std::max(score_error, magnitude * fixture_.scale() * score_share);
       largest = std::max(largest, std::abs(scores.back()));
     }
+    for (const PageTerm& term : terms) {
+      scores.push_back(term.log_mass);
+      largest = std::max(largest, std::abs(term.log_mass));
+    }
     const double e = 2 * score_error + 0x1p-23 * 1.5 * largest + 0x1p-22 + (n / 32 + 64) * 0x1p-24 +
                      (bf16_dot ? 0x1p-8 : 0.0);
     const double top = *std::max_element(scores.begin(), scores.end());
@@ -181,7 +251,8 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
     for (double& score : scores) total += score = std::exp(score - top);
     std::vector<double> bound(expected.size());
     for (std::size_t i = 0; i < scores.size(); ++i) {
-      const std::vector<float> v = fixture_.v_row(seq, tokens[i], head);
+      const std::vector<float> v =
+          i < tokens.size() ? fixture_.v_row(seq, tokens[i], head) : terms[i - tokens.size()].mean;
       const double p = scores[i] / total;
       for (std::size_t d = 0; d < v.size(); ++d) {
         bound[d] += p * e / (1 - std::min(e, 0.5)) * std::abs(double{v[d]} - double{expected[d]}) +
@@ -193,7 +264,8 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
 
   // Rows of the sequences an op works on within their bounds, all else untouched.
   template <typename TokensOf>
-  void expect_parity(const std::vector<float>& actual, const TokensOf& tokens_of) const {
+  void expect_parity(const std::vector<float>& actual, const TokensOf& tokens_of,
+                     bool with_tail = false) {
     double worst = 0;
     std::vector<bool> written(actual.size());
     const auto dim = static_cast<std::size_t>(case_.shape.head_dim);
@@ -204,7 +276,9 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
         const auto begin = static_cast<std::size_t>(expected.data() - expected_.out.data());
         const std::vector<std::int32_t> tokens = tokens_of(seq, q_head / fixture_.group_size());
         std::vector<double> bound(dim);
-        if (!tokens.empty()) bound = bounds(seq, q_head, tokens, expected);
+        std::vector<PageTerm> terms;
+        if (with_tail) terms = tail_terms(seq, q_head);
+        if (tokens.size() + terms.size() > 0) bound = bounds(seq, q_head, tokens, terms, expected);
         for (std::size_t d = 0; d < dim; ++d) {
           written[begin + d] = true;
           const double error = std::abs(double{actual[begin + d]} - double{expected[d]});
@@ -231,6 +305,8 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
   PagedFixture fixture_;
   std::unique_ptr<Backend> ref_;
   StepBuffers expected_;
+  std::vector<float> far_masses_;
+  std::vector<float> far_scores_;
 };
 
 TEST_P(AttendParity, DenseMatchesReference) {
@@ -250,14 +326,42 @@ TEST_P(AttendParity, SparseMatchesReference) {
     sparse(backend, buffers, workspace);
   });
   const std::vector<float> actual = run_with_threads(sparse);
-  expect_parity(actual, [&](std::int64_t seq, std::int64_t head) {
-    const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
-    return std::vector<std::int32_t>(kept.begin(), kept.end());
+  expect_parity(
+      actual,
+      [&](std::int64_t seq, std::int64_t head) {
+        const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
+        return std::vector<std::int32_t>(kept.begin(), kept.end());
+      },
+      true);
+}
+
+TEST_P(AttendParity, FarTailMatchesReference) {
+  if (!case_.policy.tail) GTEST_SKIP() << "no tail";
+  make_far_tail();
+  const auto far = [&](Backend& backend, StepBuffers& buffers, Workspace workspace) {
+    backend.attend_sparse(with_far_tail(buffers), workspace);
+  };
+  run(*ref_, expected_, [&](Backend& backend, StepBuffers& buffers, Workspace workspace) {
+    buffers.run_selection(backend, workspace);
+    far(backend, buffers, workspace);
   });
+  const std::vector<float> actual = run_with_threads(far);
+  expect_parity(
+      actual,
+      [&](std::int64_t seq, std::int64_t head) {
+        const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
+        return std::vector<std::int32_t>(kept.begin(), kept.end());
+      },
+      true);
 }
 
 // Ragged lists: none, one, odd lengths, runs and gaps; what lies behind the counts is garbage.
 TEST_P(AttendParity, SparseRaggedLists) {
+  if (case_.policy.tail) {
+    run(*ref_, expected_, [](Backend& backend, StepBuffers& buffers, Workspace workspace) {
+      buffers.run_selection(backend, workspace);
+    });
+  }
   Random random(5);
   for (std::int64_t seq = 0; seq < fixture_.num_seqs(); ++seq) {
     const std::int32_t length = case_.shape.lengths[static_cast<std::size_t>(seq)];
@@ -274,10 +378,13 @@ TEST_P(AttendParity, SparseRaggedLists) {
   }
   run(*ref_, expected_, sparse);
   const std::vector<float> actual = run_with_threads(sparse);
-  expect_parity(actual, [&](std::int64_t seq, std::int64_t head) {
-    const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
-    return std::vector<std::int32_t>(kept.begin(), kept.end());
-  });
+  expect_parity(
+      actual,
+      [&](std::int64_t seq, std::int64_t head) {
+        const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
+        return std::vector<std::int32_t>(kept.begin(), kept.end());
+      },
+      true);
 }
 
 // A sequence gets the same bits alone as in its batch.

@@ -44,7 +44,17 @@ struct Job {
   std::int64_t kept_stride = 0;
   float* out = nullptr;
   std::int64_t out_seq_stride = 0;
+  const TailParams* tail = nullptr;
 
+  [[nodiscard]] bool has_tail(std::int64_t pair) const {
+    if (tail == nullptr) return false;
+    return tail->page_counts[list_of(pair)] > 0 ||
+           (tail->log_masses != nullptr && kv.sealed_pages(seqs.at(pair / kv.num_kv_heads)) > 0);
+  }
+  // Partial states of a pair: its tiles, then the tail.
+  [[nodiscard]] std::int64_t states_of(std::int64_t pair) const {
+    return tiles_of(pair).count + (has_tail(pair) ? 1 : 0);
+  }
   [[nodiscard]] Tiling tiles_of(std::int64_t pair) const {
     return twilight::cpu::tiles_of(length_of(pair), kept == nullptr ? kDenseTile : kSparseTile);
   }
@@ -92,7 +102,7 @@ struct Plan {
     first_pair[0] = 0;
     num_bundles = 0;
     for (std::int64_t pair = 0; pair < pairs;) {
-      const std::int64_t count = job.tiles_of(pair).count;
+      const std::int64_t count = job.states_of(pair);
       const std::int64_t end = pair + job.heads_of(pair);
       for (; pair < end; ++pair) {
         first_tile[pair + 1] = first_tile[pair] + count;
@@ -138,6 +148,49 @@ AttendTile make_tile(const Job& job, const Plan& plan, std::int64_t bundle, std:
   return tile;
 }
 
+AttendTail make_tail(const Job& job, const Plan& plan, std::int64_t pair) {
+  const PagedKvView& kv = job.kv;
+  const TailParams& from = *job.tail;
+  const std::int64_t seq = job.seqs.at(pair / kv.num_kv_heads);
+  const std::int64_t head = pair % kv.num_kv_heads;
+  const std::int64_t list = job.list_of(pair);
+  AttendTail tail;
+  tail.group = job.q.num_heads / kv.num_kv_heads;
+  tail.head_dim = kv.head_dim;
+  tail.mass = from.mass + list * tail.group * from.candidate_stride;
+  tail.mass_stride = from.candidate_stride;
+  tail.shift = from.shift + list * tail.group;
+  tail.pages = from.pages + list * from.candidate_stride;
+  tail.page_count = from.page_counts[list];
+  if (from.log_masses != nullptr) {
+    tail.log_masses = from.log_masses + list * tail.group * from.page_stride;
+    tail.scores = from.scores + list * from.page_stride;
+    tail.far_stride = from.page_stride;
+    tail.sealed_pages = kv.sealed_pages(seq);
+    tail.lowest_far_score = from.lowest_far_score(tail.sealed_pages);
+  }
+  tail.block_table = kv.block_table + seq * kv.block_table_stride;
+  tail.codes = from.index.value_mean(0, head);
+  tail.codes_stride = from.index.value_page_stride;
+  tail.params = reinterpret_cast<const std::byte*>(from.index.page_params(0, head));
+  tail.params_stride = from.index.params_page_stride;
+  tail.partial = plan.partials +
+                 (plan.first_tile[pair + 1] - 1) * attend_partial_floats(tail.group, kv.head_dim);
+  return tail;
+}
+
+// Without a kept token, heads without tail mass give zeros: their state, the only one, becomes that
+// of a zero value.
+void fill_empty_heads(float* state, std::int64_t group, std::int64_t dim) {
+  float* m = state + group * dim;
+  float* l = m + group;
+  for (std::int64_t h = 0; h < group; ++h) {
+    if (l[h] != 0) continue;
+    m[h] = 0;
+    l[h] = 1;
+  }
+}
+
 void run(const Job& job, Workspace workspace, ThreadPool& pool, const AttendKernels& kernels) {
   const std::int64_t dim = job.kv.head_dim;
   const std::int64_t heads = job.kv.num_kv_heads;
@@ -160,13 +213,21 @@ void run(const Job& job, Workspace workspace, ThreadPool& pool, const AttendKern
     const std::int64_t bundle =
         std::upper_bound(plan.first_task, plan.first_task + plan.num_bundles + 1, task) -
         plan.first_task - 1;
-    kernels.attend_tile(make_tile(job, plan, bundle, task - plan.first_task[bundle]));
+    const std::int64_t index = task - plan.first_task[bundle];
+    if (index < job.tiles_of(plan.first_pair[bundle]).count) {
+      kernels.attend_tile(make_tile(job, plan, bundle, index));
+    } else {
+      kernels.attend_tail(make_tail(job, plan, plan.first_pair[bundle]));
+    }
 
     // Whoever finishes a pair's last tile merges them, always in the order of the tiles.
     for (std::int64_t pair = plan.first_pair[bundle]; pair < plan.first_pair[bundle + 1]; ++pair) {
       const std::atomic_ref<std::int32_t> pending(plan.pending[pair]);
       if (pending.fetch_sub(1, std::memory_order_acq_rel) != 1) continue;
       const std::int64_t first = plan.first_tile[pair];
+      if (job.length_of(pair) == 0) {
+        fill_empty_heads(plan.partials + first * attend_partial_floats(group, dim), group, dim);
+      }
       kernels.merge_partials(plan.partials + first * attend_partial_floats(group, dim),
                              plan.first_tile[pair + 1] - first, group, dim, out_of(pair));
     }
@@ -178,7 +239,7 @@ void run(const Job& job, Workspace workspace, ThreadPool& pool, const AttendKern
 std::size_t CpuBackend::attend_workspace_bytes(const StepCaps& caps) const {
   if (caps.num_kv_heads == 0) return 0;
   const std::int64_t pairs = static_cast<std::int64_t>(caps.max_seqs) * caps.num_kv_heads;
-  const std::int64_t tiles = std::min(kMaxTiles, (caps.max_tokens + kMinTile - 1) / kMinTile);
+  const std::int64_t tiles = std::min(kMaxTiles, (caps.max_tokens + kMinTile - 1) / kMinTile) + 1;
   Arena arena;
   Plan plan;
   plan.take_lists(&arena, pairs);
@@ -187,15 +248,22 @@ std::size_t CpuBackend::attend_workspace_bytes(const StepCaps& caps) const {
 }
 
 void CpuBackend::do_attend_dense(const AttendDenseParams& params, Workspace workspace) {
-  const Job job = {params.seqs, params.q, params.kv,  params.scale,         nullptr,
-                   nullptr,     0,        params.out, params.out_seq_stride};
+  const Job job = {params.seqs, params.q, params.kv,  params.scale,          nullptr,
+                   nullptr,     0,        params.out, params.out_seq_stride, nullptr};
   run(job, workspace, pool_, attend_);
 }
 
 void CpuBackend::do_attend_sparse(const AttendSparseParams& params, Workspace workspace) {
-  const Job job = {params.seqs,        params.q,    params.kv,
-                   params.scale,       params.kept, params.kept_counts,
-                   params.kept_stride, params.out,  params.out_seq_stride};
+  const Job job = {params.seqs,
+                   params.q,
+                   params.kv,
+                   params.scale,
+                   params.kept,
+                   params.kept_counts,
+                   params.kept_stride,
+                   params.out,
+                   params.out_seq_stride,
+                   params.tail.mass == nullptr ? nullptr : &params.tail};
   run(job, workspace, pool_, attend_);
 }
 

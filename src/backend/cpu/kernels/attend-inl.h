@@ -1,5 +1,6 @@
 #include "backend/cpu/kernels/attend.h"
 #include "backend/cpu/kernels/attend_math-inl.h"
+#include "backend/cpu/kernels/attend_tail-inl.h"
 // The products, after the helpers they use.
 #include "backend/cpu/kernels/attend_bf16-inl.h"
 #include "backend/cpu/kernels/attend_f32-inl.h"
@@ -277,7 +278,7 @@ void merge_partials(float* partials, std::int64_t count, std::int64_t group, std
 }  // namespace
 
 const AttendKernels& attend_kernels() {
-  static constexpr AttendKernels kTable = {attend_tile, merge_partials};
+  static constexpr AttendKernels kTable = {attend_tile, attend_tail, merge_partials};
   return kTable;
 }
 

@@ -49,8 +49,33 @@ struct AttendTile {
   return (group * (dim + 2) + 15) / 16 * 16;
 }
 
+/// The tail of one (sequence, KV head); field meanings as in TailParams, pointers at the unit's own
+/// rows, strides of records in bytes.
+struct AttendTail {
+  std::int32_t group = 0;       ///< G
+  std::int32_t head_dim = 0;    ///< D
+  const float* mass = nullptr;  ///< [G, mass_stride]
+  std::int64_t mass_stride = 0;
+  const float* shift = nullptr;         ///< [G]
+  const std::int32_t* pages = nullptr;  ///< [page_count] ascending logical page numbers
+  std::int64_t page_count = 0;
+  const float* log_masses = nullptr;  ///< [G, far_stride] or null
+  const float* scores = nullptr;
+  std::int64_t far_stride = 0;
+  std::int64_t sealed_pages = 0;
+  float lowest_far_score = 0;
+  const std::int32_t* block_table = nullptr;
+  const std::byte* codes = nullptr;  ///< value means
+  std::int64_t codes_stride = 0;
+  const std::byte* params = nullptr;  ///< PageParams
+  std::int64_t params_stride = 0;
+  float* partial =
+      nullptr;  ///< attend_partial_floats(G, D); m = -inf, l = 0 for a head without mass
+};
+
 struct AttendKernels {
   void (*attend_tile)(const AttendTile& tile);
+  void (*attend_tail)(const AttendTail& tail);
   /// Merges `count` > 0 partial states, one after another in memory, in that order, and writes the
   /// normalised [G, D] to `out`. Overwrites the first state.
   void (*merge_partials)(float* partials, std::int64_t count, std::int64_t group, std::int64_t dim,
