@@ -1,5 +1,10 @@
 #include "profile.h"
 
+#include <charconv>
+#include <cstdlib>
+#include <type_traits>
+#include <vector>
+
 #include "paths.h"
 #include "twilight/error.h"
 
@@ -40,6 +45,22 @@ void visit_policy(Policy& policy, const Visit& visit) {
               "[--profile] " + what + " in " + path + ", accepted " + accepted);
 }
 
+// Single-precision numbers as the shortest decimals that read back to them: 0.85, not 0.8500000238.
+template <typename Value>
+Json written(const Value& value) {
+  if constexpr (std::is_same_v<Value, float>) {
+    char text[32];
+    *std::to_chars(text, text + sizeof(text) - 1, value).ptr = '\0';
+    return std::strtod(text, nullptr);
+  } else if constexpr (std::is_same_v<Value, std::vector<float>>) {
+    Json list = Json::array();
+    for (const float each : value) list.push_back(written(each));
+    return list;
+  } else {
+    return value;
+  }
+}
+
 const Json& field(const Json& object, const char* name, const std::string& path) {
   if (!object.contains(name)) {
     refuse(path, std::string("field ") + name + ", got nothing", "a profile that calibrate wrote");
@@ -58,7 +79,7 @@ Json profile_model(const ModelInfo& info) {
 
 Json policy_fields(const SparsePolicy& policy) {
   Json out;
-  visit_policy(policy, [&](const char* name, const auto& value) { out[name] = value; });
+  visit_policy(policy, [&](const char* name, const auto& value) { out[name] = written(value); });
   return out;
 }
 

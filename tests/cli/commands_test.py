@@ -13,8 +13,6 @@ PROMPT = "It was a cold morning, and the road to the village was empty."
 TOTALS = ("decode_steps", "sparse_layer_steps", "dense_layer_steps", "bytes_read", "bytes_dense",
           "bytes_ratio", "bytes_ratio_sparse_layers", "candidates_mean", "kept_mean", "union_mean",
           "estimated_mass_mean")
-METRICS = ("ppl", "tokens", "found", "trials", "bytes_ratio", "kept_mean", "union_mean",
-           "true_mass_mean")
 # Sparse from the first layer on, whatever this machine's crossover.
 SPARSE = ("--dense-below", 0, "--dense-layers", 0, "--min-candidates", 64, "--min-tokens", 8)
 
@@ -189,44 +187,6 @@ class Commands(cli_lib.ProgramTest):
         self.assertNotIn(cli_lib.ESCAPE, text)
         for part in (fact, "answer", "correct", "KV bytes read"):
             self.assertIn(part, text)
-
-    def test_eval_ppl(self):
-        out = self.file("report.json")
-        report = self.run_json("eval", "ppl", "--ctx", 600, "--last", 12, "--attention",
-                               "dense,paper", *SPARSE, "--out", out)
-        with open(out, encoding="utf-8") as file:
-            self.assertEqual(json.load(file), report)
-        self.assertEqual([r["attention"] for r in report["results"]], ["dense", "paper"])
-        dense, paper = report["results"]
-        for result in (dense, paper):
-            for key in METRICS:
-                self.assertIn(key, result)
-            self.assertEqual(result["tokens"], 12)
-            self.assertGreater(result["ppl"], 1)
-        self.assertEqual((dense["bytes_ratio"], dense["true_mass_mean"]), (1, 1))
-        self.assertLess(paper["bytes_ratio"], 1)
-        self.assertGreater(paper["true_mass_mean"], 0.5)
-        self.assertLess(abs(paper["ppl"] / dense["ppl"] - 1), 0.5)
-        self.check_refused(2, ("[output]", "exists", out), "eval", "ppl", "--ctx", 64, "--last", 2,
-                           "--out", out)
-        single = self.run_json("eval", "ppl", "--ctx", 300, "--last", 4, *SPARSE, "--no-audit")
-        for key in METRICS:
-            self.assertIn(key, single)  # of the only result, at the top too
-        self.assertIsNone(single["true_mass_mean"])
-        table = self.run_ok("eval", "ppl", "--ctx", 300, "--last", 4, *SPARSE)
-        self.assertEqual(len(table.out.strip().split("\n")), 2)
-        self.assertEqual(table.err, "")
-
-    def test_eval_passkey(self):
-        flags = ("eval", "passkey", "--ctx", 512, "--depths", "0.2,0.8", "--trials", 1, *SPARSE)
-        report = self.run_json(*flags)
-        for key in (*METRICS, "seed", "found_per_depth", "results"):
-            self.assertIn(key, report)
-        self.assertEqual(report["trials"], 2)
-        self.assertEqual(report["found"], sum(d["found"] for d in report["found_per_depth"]))
-        self.assertEqual([d["depth"] for d in report["found_per_depth"]], [0.2, 0.8])
-        self.assertIsNone(report["ppl"])
-        self.assertEqual(self.run_json(*flags), report)  # the seed is fixed
 
     def test_interrupt_keeps_what_was_generated(self):
         stats = self.file("stats.json")

@@ -5,8 +5,10 @@ import tempfile
 import cli_lib
 from cli_lib import vesper, write
 
-COMMANDS = (("demo",), ("generate",), ("eval",), ("eval", "ppl"), ("eval", "passkey"), ("bench",),
-            ("bench", "op"), ("bench", "decode"), ("inspect",), ("info",))
+COMMANDS = (("demo",), ("generate",), ("eval",), ("eval", "ppl"), ("eval", "passkey"),
+            ("eval", "niah"), ("eval", "vt"), ("eval", "cwe"), ("eval", "fwe"), ("eval", "recall"),
+            ("pareto",), ("calibrate",), ("bench",), ("bench", "op"), ("bench", "decode"),
+            ("inspect",), ("info",))
 
 
 class Usage(cli_lib.ProgramTest):
@@ -28,14 +30,15 @@ class Usage(cli_lib.ProgramTest):
 
     def test_top_level_help_names_every_command(self):
         result = self.run_ok("--help")
-        for command in ("demo", "generate", "eval", "bench", "inspect", "info"):
+        for command in ("demo", "generate", "eval", "pareto", "calibrate", "bench", "inspect",
+                        "info"):
             self.assertIn("\n  " + command, result.out)
 
     def test_version(self):
         self.assertRegex(self.run_ok("--version").out, r"^twilight \d+\.\d+\.\d+\n$")
 
     def test_commands(self):
-        every = "demo, generate, eval, bench, inspect, info"
+        every = "demo, generate, eval, pareto, calibrate, bench, inspect, info"
         self.check_refused(2, ("[command]", "got nothing", every))
         self.check_refused(2, ("[command]", "got 'fly'", every), "fly")
         self.check_refused(2, ("[command]", "got nothing", "accepted ppl, passkey"), "eval")
