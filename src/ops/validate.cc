@@ -43,7 +43,7 @@ void score_pages(const ScorePagesParams& params, bool scores_needed) {
     check.page_stride(params.page_stride, params.seqs, params.kv);
   }
   require(params.log_masses == nullptr || num_centroids(params.index.format.summary) > 0, check.op,
-          "log_masses with a summary that gives none, accepted null");
+          "log_masses, got a buffer with a summary that gives none, accepted null");
 }
 
 void select_pages(const SelectPagesParams& params, bool scores_needed) {

@@ -196,6 +196,81 @@ TEST_F(Validate, SelectAndPrune) {
   EXPECT_NO_THROW(validate(none));
 }
 
+// The planes, lists and numbers that only rotated formats and tails have.
+TEST(ValidateAdaptive, NamesTheField) {
+  OpCase c = correctness_cases()[0];
+  c.shape.lengths = {130, 40};
+  c.shape.head_dim = 64;
+  c.shape.format = {.summary = SummaryKind::kCentroid, .key_bits = 2, .value_bits = 4};
+  c.policy.tail = c.policy.far_tail = true;
+  c.policy.mass = 0.5;
+  const PagedFixture fixture = c.make_fixture();
+  StepBuffers step(c, fixture);
+
+  const auto params_bads = [](auto example) {
+    using Params = decltype(example);
+    return std::vector<Bad<Params>>{
+        {"index.params", [](Params& p) { p.index.params = nullptr; }},
+        {"index.params", [](Params& p) { p.index.params += 8; }},
+        {"index.params head stride", [](Params& p) { p.index.params_head_stride = 8; }},
+        {"index.params page stride", [](Params& p) { p.index.params_page_stride += 1; }},
+        {"index.format.layout",
+         [](Params& p) { p.index.format.layout = static_cast<IndexLayout>(2); }},
+        {"kv.head_dim", [](Params& p) { p.kv.head_dim = 60; }}};
+  };
+  using Seal = SealPagesParams;
+  const std::vector<std::int32_t> pages(4);
+  const Seal seal{
+      .kv = fixture.kv(), .index = fixture.index(), .pages = pages.data(), .num_pages = 1};
+  expect_each_rejected<Seal>(
+      "seal_pages", seal,
+      join<Seal>(
+          {params_bads(seal),
+           summary_bads<Seal>(),
+           {{"index.value_means", [](Seal& p) { p.index.value_means = nullptr; }},
+            {"index.value_means head stride", [](Seal& p) { p.index.value_head_stride = 16; }},
+            {"index.format.value_bits", [](Seal& p) { p.index.format.value_bits = 8; }}}}));
+  using Score = ScorePagesParams;
+  expect_each_rejected<Score>("score_pages", step.score_params(),
+                              join<Score>({params_bads(step.score_params()),
+                                           summary_bads<Score>(),
+                                           {{"page_stride", [](Score& p) { p.page_stride = 7; }},
+                                            {"log_masses", [](Score& p) {
+                                               p.index.format.summary = SummaryKind::kQuest4;
+                                               p.index.summary_head_stride =
+                                                   p.index.summary_page_stride = 512;
+                                             }}}}));
+  using Select = SelectPagesParams;
+  expect_each_rejected<Select>("select_pages", step.select_params(),
+                               {{"mass, got -0.1", [](Select& p) { p.mass = -0.1; }},
+                                {"mass, got 1.5", [](Select& p) { p.mass = 1.5; }},
+                                {"mass, got nan", [](Select& p) { p.mass = kNan; }},
+                                {"mass_floor", [](Select& p) { p.mass_floor = -1; }}});
+  using Estimate = EstimateParams;
+  expect_each_rejected<Estimate>(
+      "estimate_scores", step.estimate_params(),
+      join<Estimate>({params_bads(step.estimate_params()), summary_bads<Estimate>()}));
+  using Prune = PruneParams;
+  expect_each_rejected<Prune>(
+      "prune_top_p", step.prune_params(),
+      {{"tail_shift", [](Prune& p) { p.tail_shift = nullptr; }},
+       {"tail_mass", [](Prune& p) { p.criterion = PruneCriterion::kNone; }}});
+  using Sparse = AttendSparseParams;
+  expect_each_rejected<Sparse>(
+      "attend_sparse", step.attend_sparse_params(),
+      {{"tail.shift", [](Sparse& p) { p.tail.shift = nullptr; }},
+       {"tail.pages", [](Sparse& p) { p.tail.pages = nullptr; }},
+       {"tail.page_counts", [](Sparse& p) { p.tail.page_counts = nullptr; }},
+       {"tail.candidate_stride", [](Sparse& p) { p.tail.candidate_stride = -1; }},
+       {"value_bits", [](Sparse& p) { p.tail.index.format.value_bits = 0; }},
+       {"index.value_means", [](Sparse& p) { p.tail.index.value_means = nullptr; }},
+       {"index.params", [](Sparse& p) { p.tail.index.params = nullptr; }},
+       {"tail.scores", [](Sparse& p) { p.tail.scores = nullptr; }},
+       {"page_stride", [](Sparse& p) { p.tail.page_stride = 7; }},
+       {"tail.far_floor", [](Sparse& p) { p.tail.far_floor = -1; }},
+       {"tail.far_floor", [](Sparse& p) { p.tail.far_floor = kNan; }}});
+}
+
 TEST_F(Validate, FusedFormNeedsBuffersOnlyWhereTheBackendHasNone) {
   const std::unique_ptr<Backend> ref = make_ref_backend();
   SelectAndPruneParams params = step_.select_and_prune_params();
