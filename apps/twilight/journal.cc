@@ -34,21 +34,10 @@ std::string read_all(int file, const std::string& path) {
   }
 }
 
-// The settings that differ, by name, in the order of `ours`; those only the file has come last.
-std::vector<std::string> differences(const Json& ours, const Json& file,
-                                     const std::vector<std::string>& free_fields) {
-  std::vector<std::string> names;
-  const auto is_free = [&](const std::string& name) {
-    return std::find(free_fields.begin(), free_fields.end(), name) != free_fields.end();
-  };
-  for (const auto& [name, value] : ours.items()) {
-    if (!is_free(name) && (!file.contains(name) || file[name] != value)) names.push_back(name);
-  }
-  for (const auto& [name, value] : file.items()) {
-    if (!is_free(name) && !ours.contains(name)) names.push_back(name);
-  }
-  return names;
-}
+struct Difference {
+  std::string name;  // of a field inside an object: "object.field"
+  std::string ours, file;
+};
 
 std::string shown(const Json& object, const std::string& name) {
   if (!object.contains(name)) return "none";
@@ -56,6 +45,26 @@ std::string shown(const Json& object, const std::string& name) {
   constexpr std::size_t kLongest = 160;
   if (text.size() > kLongest) text = text.substr(0, kLongest) + "...";
   return text;
+}
+
+// The settings that differ, in the order of `ours`; those only the file has come last.
+void find_differences(const Json& ours, const Json& file, const std::string& prefix,
+                      const std::vector<std::string>& free_fields, std::vector<Difference>& out) {
+  const auto visit = [&](const std::string& name) {
+    const std::string full = prefix + name;
+    if (std::find(free_fields.begin(), free_fields.end(), full) != free_fields.end()) return;
+    const bool both = ours.contains(name) && file.contains(name);
+    if (both && ours[name] == file[name]) return;
+    if (both && ours[name].is_object() && file[name].is_object()) {
+      find_differences(ours[name], file[name], full + ".", free_fields, out);
+    } else {
+      out.push_back({full, shown(ours, name), shown(file, name)});
+    }
+  };
+  for (const auto& [name, value] : ours.items()) visit(name);
+  for (const auto& [name, value] : file.items()) {
+    if (!ours.contains(name)) visit(name);
+  }
 }
 
 }  // namespace
@@ -100,14 +109,17 @@ void Journal::load(const Json& settings, const std::vector<std::string>& free_fi
     }
     if (first) {
       const Json ours = Json::parse(settings.dump());  // numbers as a file holds them
-      const std::vector<std::string> names = differences(ours, line["settings"], free_fields);
-      if (!names.empty()) {
+      std::vector<Difference> found;
+      find_differences(ours, line["settings"], "", free_fields, found);
+      if (!found.empty()) {
         std::string others;
-        for (std::size_t i = 1; i < names.size(); ++i) others += (i == 1 ? "" : ", ") + names[i];
+        for (std::size_t i = 1; i < found.size(); ++i) {
+          others += (i == 1 ? "" : ", ") + found[i].name;
+        }
+        const Difference& one = found.front();
         throw Error(ErrorCode::kInvalidArgument,
-                    "[--resume] settings other than those of " + path_ + ": " + names.front() +
-                        ", got " + shown(ours, names.front()) + ", accepted " +
-                        shown(line["settings"], names.front()) + " as in the file" +
+                    "[--resume] settings other than those of " + path_ + ": " + one.name +
+                        ", got " + one.ours + ", accepted " + one.file + " as in the file" +
                         (others.empty() ? "" : " (also: " + others + ")"));
       }
       first = false;

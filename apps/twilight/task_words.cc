@@ -76,7 +76,7 @@ class WordsTask final : public Task {
   [[nodiscard]] TaskItem make(const FillerText& text, std::int32_t context, double /*depth*/,
                               Random& random) const override {
     const Model& model = text.model();
-    std::vector<Word> words = shuffled(vocabulary(text), random);
+    std::vector<Word> words = shuffled(words_of(text), random);
     const auto common = static_cast<std::size_t>(options_.common);
     if (words.size() < 2 * common) {
       throw Error(ErrorCode::kInvalidArgument, "[eval] the text has too few distinct words, got " +
@@ -136,6 +136,13 @@ class WordsTask final : public Task {
   }
 
  private:
+  // The vocabulary of a text, gathered once.
+  [[nodiscard]] const std::vector<Word>& words_of(const FillerText& text) const {
+    std::vector<Word>& words = vocabularies_[&text];
+    if (words.empty()) words = vocabulary(text);
+    return words;
+  }
+
   static std::vector<Word> shuffled(std::vector<Word> words, Random& random) {
     for (std::size_t i = words.size(); i > 1; --i) std::swap(words[i - 1], words[random.below(i)]);
     return words;
@@ -189,6 +196,7 @@ class WordsTask final : public Task {
   }
 
   WordsOptions options_;
+  mutable std::map<const FillerText*, std::vector<Word>> vocabularies_;
 };
 
 }  // namespace

@@ -195,7 +195,7 @@ class Eval(cli_lib.ProgramTest):
             content = file.read()
         other = write(self.file("other.txt"), "Another text. " * 200)
         for changed, parts in (
-                (("--attn-p", "0.9"), ("policy of paper", '"p":0.9', '"p":0.95')),
+                (("--attn-p", "0.9"), ("policy of paper.p, got 0.9, accepted 0.95 as in",)),
                 (("--attention", "dense"), ("presets", '["dense"]', '["paper"]')),
                 (("--text", other), ("texts", "as in the file")),
                 (("--page-size", "32"), ("page_size, got 32, accepted 16",))):
