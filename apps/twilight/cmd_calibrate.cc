@@ -10,7 +10,7 @@
 #include "commands.h"
 #include "flags.h"
 #include "interrupt.h"
-#include "lab_report.h"
+#include "markup.h"
 #include "output.h"
 #include "paths.h"
 #include "profile.h"
@@ -50,7 +50,9 @@ double read_target(const std::string& text) {
   return value;
 }
 
-std::string percent(double share) { return (share > 0 ? "+" : "") + fixed(share * 100, 2) + " %"; }
+std::string percent(double share) {
+  return concat(share > 0 ? "+" : "", fixed(share * 100, 2), " %");
+}
 
 std::string change_of(const Trial& trial) {
   const double half = trial.ppl_change_half_width();

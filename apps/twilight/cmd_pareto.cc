@@ -165,7 +165,7 @@ std::string table_of(const ParetoData& data) {
   table.add({"attention", "bytes", "measured", "loss", "95 %", "front"});
   for (const ParetoPoint& point : data.points) {
     table.add({point.label, fixed(point.bytes * 100, 1) + " %", point.value,
-               (point.loss > 0 ? "+" : "") + fixed(point.loss * 100, 2) + " %",
+               concat(point.loss > 0 ? "+" : "", fixed(point.loss * 100, 2), " %"),
                std::isfinite(point.half_width) ? "± " + fixed(point.half_width * 100, 2) : "± ?",
                point.on_front ? "*" : ""});
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "markup.h"
 #include "stats_json.h"
 #include "table.h"
 
@@ -87,7 +88,7 @@ Json grid_json(const Lab& lab, std::size_t preset) {
 }
 
 std::string signed_percent(double value) {
-  return (value < 0 ? "" : "+") + fixed(value * 100, 2) + " %";
+  return concat(value < 0 ? "" : "+", fixed(value * 100, 2), " %");
 }
 
 std::string with_error(const std::string& value, const std::string& error) {

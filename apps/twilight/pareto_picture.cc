@@ -76,7 +76,7 @@ std::string line(double x1, double y1, double x2, double y2, std::string_view cl
 }
 
 std::string percent(double share, int decimals, bool sign) {
-  return (sign && share > 0 ? "+" : "") + fixed(share * 100, decimals) + " %";
+  return concat(sign && share > 0 ? "+" : "", fixed(share * 100, decimals), " %");
 }
 
 int decimals_of(double step) {

@@ -74,7 +74,7 @@ class ParetoAndCalibrate(cli_lib.ProgramTest):
 
     def test_calibrate_and_profile(self):
         name = self.file("profile.json")
-        flags = ("calibrate", "--ctx", 700, "--last", 64, "--attention", "paper", "--target-ppl",
+        flags = ("calibrate", "--ctx", 700, "--last", 64, "--attention", "paper-full", "--target-ppl",
                  "8%", *SMALL)
         report = self.run_json(*flags, "--out", name)
         tried = {round(t["p"], 3): t for t in report["tried"]}
@@ -95,7 +95,7 @@ class ParetoAndCalibrate(cli_lib.ProgramTest):
         self.assertEqual(profile["policy"]["dense_layers"], 0)
         self.check_refused(2, ("[output]", "exists", name), *flags, "--out", name)
         text = self.run_ok(*flags, "--no-layers")
-        for part in ("Proposed: paper with p", "Too high: p", "Held out: ", "true mass", "dense"):
+        for part in ("Proposed: paper-full with p", "Too high: p", "Held out: ", "true mass", "dense"):
             self.assertIn(part, text.out)
         # The policy is what commands then run.
         use = ("--profile", name, "--dense-below", 0)
@@ -116,7 +116,7 @@ class ParetoAndCalibrate(cli_lib.ProgramTest):
 
     def test_bad_profiles(self):
         name = self.file("profile.json")
-        self.run_ok("calibrate", "--ctx", 400, "--last", 32, "--attention", "paper",
+        self.run_ok("calibrate", "--ctx", 300, "--last", 16, "--attention", "paper-full",
                     "--target-ppl", "100%", "--no-layers", *SMALL, "--out", name)
         good = self.load(name)
         generate = ("generate", "--model", vesper(), "--prompt", "x", "--profile")
