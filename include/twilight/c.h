@@ -10,9 +10,9 @@
  * workspace. Axes: B sequences, T tokens, Hq / Hkv query / KV heads, D head dimension, P tokens of
  * a page, N tokens of a sequence.
  *
- * Order of calls. Once: twl_context_create, twl_policy_init, twl_index_sizes (how much memory the
- * key index takes), twl_plan_create, twl_plan_workspace_bytes. Each step and layer: twl_append for
- * the new tokens, twl_seal for the pages they filled, then twl_decode.
+ * Order of calls. Once: twl_context_create, twl_policy_init, twl_index_record_bytes (how much
+ * memory the key index takes), twl_plan_create, twl_plan_workspace_bytes. Each step and layer:
+ * twl_append for the new tokens, twl_seal for the pages they filled, then twl_decode.
  *
  * Structs start with `struct_size`: set it to sizeof of the struct and every field that is not used
  * to zero, e.g. `twl_decode_args args = {.struct_size = sizeof args};`. A library that is older
@@ -72,11 +72,18 @@ TWILIGHT_API void twl_context_destroy(twl_context* context);
 /* --- policy and key index --------------------------------------------------------------------- */
 
 enum twl_selector {
-  TWL_SELECTOR_DENSE = 0,     /* attends to everything */
-  TWL_SELECTOR_FULL = 1,      /* every page is a candidate */
-  TWL_SELECTOR_QUEST = 2,     /* pages ranked by min / max bounds */
-  TWL_SELECTOR_STREAMING = 3, /* first and recent tokens alone */
-  TWL_SELECTOR_ORACLE = 4     /* true weights, reads every key: for studies */
+  TWL_SELECTOR_DENSE = 0,       /* attends to everything */
+  TWL_SELECTOR_FULL = 1,        /* every page is a candidate */
+  TWL_SELECTOR_QUEST = 2,       /* pages ranked by min / max bounds */
+  TWL_SELECTOR_STREAMING = 3,   /* first and recent tokens alone */
+  TWL_SELECTOR_ORACLE = 4,      /* true weights, reads every key: for studies */
+  TWL_SELECTOR_CENTROID = 5,    /* pages ranked by estimated mass: mean and most deviant key */
+  TWL_SELECTOR_SUB_CENTROID = 6 /* the same from means of quarter pages */
+};
+
+enum twl_criterion {
+  TWL_CRITERION_PER_HEAD = 0,  /* top-p set of each query head, union over the group */
+  TWL_CRITERION_GROUP_MEAN = 1 /* top-p set of the mean of the group's weights */
 };
 
 /* How decode chooses tokens. Same fields, ranges and meanings as SparsePolicy in policy.h. */
@@ -92,22 +99,31 @@ typedef struct twl_policy {
   int32_t min_tokens;   /* fewest tokens a query head keeps */
   const float* layer_p; /* [layer_p_count] p of single layers, or NULL; copied where it is used */
   int32_t layer_p_count;
-  int32_t key_bits;           /* key estimates: 4, 8, or 16 for the keys themselves */
+  int32_t key_bits;           /* key estimates: 2, 4, 8, or 16 for the keys themselves */
   int32_t summary_bits;       /* Quest bounds: 16 or 4 */
   int32_t sink_tokens;        /* first tokens, always attended */
   int32_t recent_pages;       /* last full pages, always attended, with the open page */
   int32_t dense_layers;       /* layers from the bottom that stay dense */
   int32_t dense_below_tokens; /* sequences up to this N stay dense; -1 is 0 */
+  /* End of the first version; a shorter struct reads as zeros from here on. */
+  double candidate_mass; /* stop at this share of the mass, 0 to below 1; the two centroid
+                            selectors; 0: the whole budget */
+  int32_t criterion;     /* enum twl_criterion */
+  int32_t tail;          /* 1: dropped candidates count by their page's mean value */
+  int32_t far_tail;      /* 1: so do pages outside the candidates; tail and a centroid selector */
+  float far_floor;       /* ... whose share is at least this multiple of the mean page's */
 } twl_policy;
 
-/* Fills *policy with a preset: "dense", "paper", "paper-full", "quest:K", "streaming".
- * policy->struct_size must be set. Thread-safe. */
+/* Fills *policy with a preset: "dense", "adaptive", "paper", "paper-full", "quest:K", "streaming".
+ * policy->struct_size must be set; TWL_UNSUPPORTED where it is too small for what the preset sets.
+ * Thread-safe. */
 TWILIGHT_API twl_status twl_policy_init(const char* preset, twl_policy* policy);
 
-/* Index records of one layer: one summary and one estimate per (page, KV head), at
+/* Index records of one layer: planes of one record per (page, KV head), at
  * base + page * page_stride + head * head_stride, all in bytes. Bases are 16-byte aligned, strides
- * multiples of 16. A record is a pure function of the keys of its page: copying a page copies its
- * records. */
+ * multiples of 16. A record is a pure function of the keys and values of its page: copying a page
+ * copies its records. Contexts of other devices may order the bytes of an estimate otherwise: seal
+ * and decode a page on the same kind of device. */
 typedef struct twl_index_view {
   size_t struct_size;
   int32_t summary;  /* format of the planes: set by twl_index_view_init */
@@ -118,16 +134,39 @@ typedef struct twl_index_view {
   void* estimates; /* NULL where the policy has none (estimate_bytes is 0) */
   int64_t estimate_page_stride;
   int64_t estimate_head_stride;
+  /* End of the first version. */
+  int32_t value_bits; /* set by twl_index_view_init */
+  int32_t reserved;   /* zero */
+  void* value_means;  /* mean values, for the tail; NULL where the policy has none */
+  int64_t value_mean_page_stride;
+  int64_t value_mean_head_stride;
+  void* params; /* scales of the other planes; NULL where the policy has none */
+  int64_t params_page_stride;
+  int64_t params_head_stride;
 } twl_index_view;
 
 /* Bytes of the records of one (page, KV head), multiples of 16, 0 for a plane the policy does not
- * read. P from 1 to 256, D from 1 to 512. Thread-safe. */
+ * read. */
+typedef struct twl_index_bytes {
+  size_t struct_size;
+  size_t summary;
+  size_t estimate;
+  size_t value_mean;
+  size_t params;
+} twl_index_bytes;
+
+/* Fills *bytes. P from 1 to 256, D from 1 to 512; bytes->struct_size must be set. Thread-safe. */
+TWILIGHT_API twl_status twl_index_record_bytes(const twl_policy* policy, int32_t page_size,
+                                               int32_t head_dim, twl_index_bytes* bytes);
+
+/* The first two of them alone; TWL_UNSUPPORTED for a policy that reads the others. */
 TWILIGHT_API twl_status twl_index_sizes(const twl_policy* policy, int32_t page_size,
                                         int32_t head_dim, size_t* summary_bytes,
                                         size_t* estimate_bytes);
 
 /* Sets the format of the view to what the policy reads and zeroes its pointers and strides.
- * view->struct_size must be set. Thread-safe. */
+ * view->struct_size must be set; TWL_UNSUPPORTED where it is too small for the policy's planes.
+ * Thread-safe. */
 TWILIGHT_API twl_status twl_index_view_init(const twl_policy* policy, twl_index_view* view);
 
 /* --- cache ------------------------------------------------------------------------------------ */
@@ -182,8 +221,8 @@ typedef struct twl_seal_args {
   int32_t num_pages;
 } twl_seal_args;
 
-/* Computes the index records of full pages from their keys; needed once when a page fills, and
- * again whenever its keys change. Allocates nothing. */
+/* Computes the index records of full pages; needed once when a page fills, and again whenever its
+ * keys or values change. Allocates nothing. */
 TWILIGHT_API twl_status twl_seal(twl_context* context, const twl_seal_args* args);
 
 /* --- decode ----------------------------------------------------------------------------------- */

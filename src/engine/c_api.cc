@@ -13,18 +13,31 @@ namespace {
 constexpr std::size_t kMessageBytes = 1024;
 thread_local char last_error[kMessageBytes] = "";
 
-constexpr const char* kSelectors[] = {"dense", "full", "quest", "streaming", "oracle"};
+constexpr const char* kSelectors[] = {"dense",  "full",     "quest",       "streaming",
+                                      "oracle", "centroid", "sub_centroid"};
 static_assert(TWL_SELECTOR_DENSE == 0 && TWL_SELECTOR_FULL == 1 && TWL_SELECTOR_QUEST == 2 &&
-              TWL_SELECTOR_STREAMING == 3 && TWL_SELECTOR_ORACLE == 4);
+              TWL_SELECTOR_STREAMING == 3 && TWL_SELECTOR_ORACLE == 4 &&
+              TWL_SELECTOR_CENTROID == 5 && TWL_SELECTOR_SUB_CENTROID == 6);
+constexpr const char* kCriteria[] = {"per_head", "group_mean"};
+static_assert(TWL_CRITERION_PER_HEAD == 0 && TWL_CRITERION_GROUP_MEAN == 1);
 static_assert(TWL_F32 == static_cast<int>(DType::kF32) &&
               TWL_F16 == static_cast<int>(DType::kF16) &&
               TWL_BF16 == static_cast<int>(DType::kBf16));
 
 constexpr std::int32_t kMaxLayers = 4096;
 
-std::int32_t selector_number(const std::string& name) {
-  const auto* const found = std::find(std::begin(kSelectors), std::end(kSelectors), name);
-  return static_cast<std::int32_t>(found - std::begin(kSelectors));
+template <std::size_t kCount>
+std::int32_t number_of(const std::string& name, const char* const (&names)[kCount]) {
+  const auto* const found = std::find(std::begin(names), std::end(names), name);
+  return static_cast<std::int32_t>(found - std::begin(names));
+}
+
+template <std::size_t kCount>
+const char* name_of(std::int32_t number, const char* const (&names)[kCount], const char* where,
+                    const char* field) {
+  require(number >= 0 && number < static_cast<std::int32_t>(kCount), where, field, ", got ", number,
+          ", accepted 0 to ", kCount - 1);
+  return names[number];
 }
 
 bool read_flag(std::int32_t value, const char* where, const char* name) {
@@ -34,14 +47,40 @@ bool read_flag(std::int32_t value, const char* where, const char* name) {
 
 // Index formats as twl_index_view numbers them: those of IndexFormat.
 IndexFormat read_format(const twl_index_view& view, const char* where) {
-  require(view.summary >= 0 && view.summary <= 2, where, "index.summary, got ", view.summary,
+  require(view.summary >= 0 && view.summary <= 4, where, "index.summary, got ", view.summary,
           ", accepted what twl_index_view_init sets");
-  require(view.key_bits == 0 || view.key_bits == 4 || view.key_bits == 8, where,
-          "index.key_bits, got ", view.key_bits, ", accepted what twl_index_view_init sets");
+  const std::int32_t bits = view.key_bits;
+  require(bits == 0 || bits == 2 || bits == 4 || bits == 8, where, "index.key_bits, got ", bits,
+          ", accepted what twl_index_view_init sets");
+  require(view.value_bits == 0 || view.value_bits == 4, where, "index.value_bits, got ",
+          view.value_bits, ", accepted what twl_index_view_init sets");
+  require(view.reserved == 0, where, "index.reserved, got ", view.reserved, ", accepted 0");
   IndexFormat format;
   format.summary = static_cast<SummaryKind>(view.summary);
-  format.key_bits = view.key_bits;
+  format.key_bits = bits;
+  format.value_bits = view.value_bits;
   return format;
+}
+
+// Whole records of a policy, padded to 16 bytes.
+twl_index_bytes record_bytes(const IndexFormat& format, std::int32_t page_size,
+                             std::int32_t head_dim, const char* where) {
+  PagedKvView kv;
+  kv.num_kv_heads = 1;
+  kv.page_size = page_size;
+  kv.head_dim = head_dim;
+  const FieldChecks check{where};
+  check.shape(kv);
+  check.format(format, kv);
+  const auto padded = [](std::int64_t bytes) {
+    return align_up(static_cast<std::size_t>(bytes), 16);
+  };
+  twl_index_bytes out{};
+  out.summary = padded(summary_record_bytes(format.summary, head_dim));
+  out.estimate = padded(estimate_record_bytes(format, page_size, head_dim));
+  out.value_mean = format.value_bits == 0 ? 0 : padded(nibble_bytes(head_dim));
+  out.params = format.has_params() ? sizeof(PageParams) : 0;
+  return out;
 }
 
 }  // namespace
@@ -74,14 +113,11 @@ twl_status status_of(ErrorCode code) noexcept {
 
 SparsePolicy read_policy(const twl_policy* policy, const char* where) {
   const twl_policy in = read_struct(policy, where, "policy");
-  constexpr auto kCount = static_cast<std::int32_t>(std::size(kSelectors));
-  require(in.selector >= 0 && in.selector < kCount, where, "policy.selector, got ", in.selector,
-          ", accepted 0 to ", kCount - 1);
   require(in.layer_p_count >= 0 && in.layer_p_count <= kMaxLayers, where,
           "policy.layer_p_count, got ", in.layer_p_count, ", accepted 0 to ", kMaxLayers);
   if (in.layer_p_count > 0) require_pointer(in.layer_p, where, "policy.layer_p");
   SparsePolicy out;
-  out.name = out.selector = kSelectors[in.selector];
+  out.name = out.selector = name_of(in.selector, kSelectors, where, "policy.selector");
   out.prune = read_flag(in.prune, where, "policy.prune");
   out.candidate_fraction = in.candidate_fraction;
   out.min_candidates = in.min_candidates;
@@ -95,6 +131,11 @@ SparsePolicy read_policy(const twl_policy* policy, const char* where) {
   out.recent_pages = in.recent_pages;
   out.dense_layers = in.dense_layers;
   out.dense_below_tokens = in.dense_below_tokens;
+  out.candidate_mass = in.candidate_mass;
+  out.criterion = name_of(in.criterion, kCriteria, where, "policy.criterion");
+  out.tail = read_flag(in.tail, where, "policy.tail");
+  out.far_tail = read_flag(in.far_tail, where, "policy.far_tail");
+  out.far_floor = in.far_floor;
   validate_policy(out);
   return out;
 }
@@ -154,16 +195,23 @@ void check_tables(const PagedKvView& kv, std::int32_t num_pages, std::int64_t ma
   }
 }
 
-KeyIndexView read_index(const twl_index_view* view, const char* where) {
+KeyIndexView read_index(const twl_index_view* view, IndexLayout layout, const char* where) {
   const twl_index_view in = read_struct(view, where, "index");
   KeyIndexView out;
   out.format = read_format(in, where);
+  out.format.layout = layout;
   out.summaries = static_cast<std::byte*>(in.summaries);
   out.summary_page_stride = in.summary_page_stride;
   out.summary_head_stride = in.summary_head_stride;
   out.estimates = static_cast<std::byte*>(in.estimates);
   out.estimate_page_stride = in.estimate_page_stride;
   out.estimate_head_stride = in.estimate_head_stride;
+  out.value_means = static_cast<std::byte*>(in.value_means);
+  out.value_page_stride = in.value_mean_page_stride;
+  out.value_head_stride = in.value_mean_head_stride;
+  out.params = static_cast<std::byte*>(in.params);
+  out.params_page_stride = in.params_page_stride;
+  out.params_head_stride = in.params_head_stride;
   return out;
 }
 
@@ -224,7 +272,7 @@ twl_status twl_policy_init(const char* preset, twl_policy* policy) {
     const twilight::SparsePolicy from = twilight::make_policy(preset);
     twl_policy out{};
     out.struct_size = policy->struct_size;
-    out.selector = twilight::c_api::selector_number(from.selector);
+    out.selector = twilight::c_api::number_of(from.selector, twilight::c_api::kSelectors);
     out.prune = from.prune ? 1 : 0;
     out.candidate_fraction = from.candidate_fraction;
     out.min_candidates = from.min_candidates;
@@ -237,7 +285,27 @@ twl_status twl_policy_init(const char* preset, twl_policy* policy) {
     out.recent_pages = from.recent_pages;
     out.dense_layers = from.dense_layers;
     out.dense_below_tokens = from.dense_below_tokens;
+    out.candidate_mass = from.candidate_mass;
+    out.criterion = twilight::c_api::number_of(from.criterion, twilight::c_api::kCriteria);
+    out.tail = from.tail ? 1 : 0;
+    out.far_tail = from.far_tail ? 1 : 0;
+    out.far_floor = from.far_floor;
+    if (out.candidate_mass != 0 || out.criterion != 0 || from.tail) {
+      twilight::c_api::require_whole(policy, kWhere, "policy");
+    }
     std::memcpy(policy, &out, std::min(out.struct_size, sizeof(out)));
+  });
+}
+
+twl_status twl_index_record_bytes(const twl_policy* policy, int32_t page_size, int32_t head_dim,
+                                  twl_index_bytes* bytes) {
+  constexpr const char* kWhere = "twl_index_record_bytes";
+  return guarded([&] {
+    twilight::c_api::require_size(bytes, kWhere, "bytes");
+    const auto format = twilight::index_format_of(twilight::c_api::read_policy(policy, kWhere));
+    auto out = twilight::c_api::record_bytes(format, page_size, head_dim, kWhere);
+    out.struct_size = bytes->struct_size;
+    std::memcpy(bytes, &out, std::min(out.struct_size, sizeof(out)));
   });
 }
 
@@ -248,18 +316,14 @@ twl_status twl_index_sizes(const twl_policy* policy, int32_t page_size, int32_t 
     require_pointer(summary_bytes, kWhere, "summary_bytes");
     require_pointer(estimate_bytes, kWhere, "estimate_bytes");
     const auto format = twilight::index_format_of(twilight::c_api::read_policy(policy, kWhere));
-    twilight::PagedKvView kv;
-    kv.num_kv_heads = 1;
-    kv.page_size = page_size;
-    kv.head_dim = head_dim;
-    const twilight::FieldChecks check{kWhere};
-    check.shape(kv);
-    check.format(format, kv);
-    const auto stride = [](std::int64_t bytes) {
-      return twilight::align_up(static_cast<std::size_t>(bytes), 16);
-    };
-    *summary_bytes = stride(twilight::summary_record_bytes(format.summary, head_dim));
-    *estimate_bytes = stride(twilight::estimate_record_bytes(format, page_size, head_dim));
+    const auto bytes = twilight::c_api::record_bytes(format, page_size, head_dim, kWhere);
+    if (format.has_params()) {
+      twilight::fail(twilight::ErrorCode::kUnsupported, kWhere,
+                     "policy, got one that reads value means or scales, accepted one that reads "
+                     "summaries and estimates alone, or twl_index_record_bytes");
+    }
+    *summary_bytes = bytes.summary;
+    *estimate_bytes = bytes.estimate;
   });
 }
 
@@ -272,6 +336,8 @@ twl_status twl_index_view_init(const twl_policy* policy, twl_index_view* view) {
     out.struct_size = view->struct_size;
     out.summary = static_cast<std::int32_t>(format.summary);
     out.key_bits = format.key_bits;
+    out.value_bits = format.value_bits;
+    if (format.has_params()) twilight::c_api::require_whole(view, kWhere, "view");
     std::memcpy(view, &out, std::min(out.struct_size, sizeof(out)));
   });
 }

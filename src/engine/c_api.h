@@ -54,6 +54,18 @@ inline void require_pointer(const void* pointer, const char* where, const char* 
 /// Smallest struct_size accepted: through the last field of the first version that had the struct.
 template <typename T>
 inline constexpr std::size_t kFirstSize = sizeof(T);
+template <>
+inline constexpr std::size_t kFirstSize<twl_policy> = offsetof(twl_policy, candidate_mass);
+template <>
+inline constexpr std::size_t kFirstSize<twl_index_view> = offsetof(twl_index_view, value_bits);
+
+/// Refuses to fill a struct whose caller cannot see what the library has to tell.
+template <typename T>
+void require_whole(const T* from, const char* where, const char* name) {
+  if (from->struct_size >= sizeof(T)) return;
+  fail(ErrorCode::kUnsupported, where, name, ".struct_size, got ", from->struct_size, ", accepted ",
+       sizeof(T), " or more for this policy");
+}
 
 /// Checks struct_size of a struct this library fills.
 template <typename T>
@@ -94,7 +106,9 @@ template <typename T>
 /// Checks lengths against `max_tokens` and the block table against the pages that exist.
 void check_tables(const PagedKvView& kv, std::int32_t num_pages, std::int64_t max_tokens,
                   const char* where);
-[[nodiscard]] KeyIndexView read_index(const twl_index_view* view, const char* where);
+/// `layout` is the order of codes of the backend that will read it.
+[[nodiscard]] KeyIndexView read_index(const twl_index_view* view, IndexLayout layout,
+                                      const char* where);
 
 }  // namespace twilight::c_api
 

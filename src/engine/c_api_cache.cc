@@ -59,7 +59,8 @@ void seal(twl_context* context, const twl_seal_args* args) {
   std::int32_t num_pages = 0;
   SealPagesParams params;
   params.kv = read_kv(in.kv, kWhere, &num_pages);
-  params.index = read_index(in.index, kWhere);
+  Backend& backend = *context->device.impl().backend;
+  params.index = read_index(in.index, backend.index_layout(), kWhere);
   params.pages = in.pages;
   params.num_pages = in.num_pages;
   if (in.num_pages > 0) require_pointer(in.pages, kWhere, "pages");
@@ -67,7 +68,7 @@ void seal(twl_context* context, const twl_seal_args* args) {
     require(in.pages[i] >= 0 && in.pages[i] < num_pages, kWhere, "pages[", i, "], got ",
             in.pages[i], ", accepted 0 to ", num_pages - 1);
   }
-  context->device.impl().backend->seal_pages(params);
+  backend.seal_pages(params);
 }
 
 void prefill(twl_context* context, const twl_prefill_args* args) {

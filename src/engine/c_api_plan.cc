@@ -13,8 +13,10 @@ struct twl_plan {
       : device(device_in),
         dtype(dtype_in),
         format(twilight::index_format_of(policy)),
+        layout(device.impl().backend->index_layout()),
         step(*device.impl().backend, policy, caps, dtype_in),
         stats(static_cast<std::size_t>(caps.max_seqs)) {
+    format.layout = layout;
     for (twilight::LayerStats& entry : stats) {
       entry.candidates.reserve(static_cast<std::size_t>(caps.num_kv_heads));
       entry.attended.reserve(static_cast<std::size_t>(caps.num_kv_heads));
@@ -25,7 +27,8 @@ struct twl_plan {
 
   twilight::Device device;
   twilight::DType dtype;
-  twilight::IndexFormat format;
+  twilight::IndexFormat format;  ///< what the policy reads, as the backend orders it
+  twilight::IndexLayout layout;
   twilight::DecodeStep step;
   std::vector<twilight::LayerStats> stats;
 };
@@ -120,13 +123,15 @@ void decode(twl_plan* plan, const twl_decode_args* args, void* workspace,
   params.kv = read_kv(in.kv, kWhere, &num_pages);
   check_shape(params.kv, *plan, kWhere);
   check_tables(params.kv, num_pages, plan->step.caps().max_tokens, kWhere);
-  if (plan->format != IndexFormat{SummaryKind::kNone, 0}) {
-    params.index = read_index(in.index, kWhere);
-    require(covers(params.index.format, plan->format), kWhere,
-            "index.summary and index.key_bits, "
-            "got ",
-            static_cast<int>(params.index.format.summary), " and ", params.index.format.key_bits,
-            ", accepted ", static_cast<int>(plan->format.summary), " and ", plan->format.key_bits);
+  const IndexFormat& format = plan->format;
+  if (format.summary != SummaryKind::kNone || format.key_bits != 0 || format.value_bits != 0) {
+    params.index = read_index(in.index, plan->layout, kWhere);
+    const IndexFormat& given = params.index.format;
+    require(covers(given, format), kWhere,
+            "index.summary, index.key_bits and index.value_bits, got ",
+            static_cast<int>(given.summary), ", ", given.key_bits, " and ", given.value_bits,
+            ", accepted ", static_cast<int>(format.summary), ", ", format.key_bits, " and ",
+            format.value_bits);
   }
   require(in.layer >= 0, kWhere, "layer, got ", in.layer, ", accepted 0 or more");
   require(workspace_bytes >= plan->step.workspace_bytes(), kWhere, "workspace_bytes, got ",

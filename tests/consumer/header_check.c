@@ -10,6 +10,7 @@ int main(void) {
       (function)twl_context_create,
       (function)twl_context_destroy,
       (function)twl_policy_init,
+      (function)twl_index_record_bytes,
       (function)twl_index_sizes,
       (function)twl_index_view_init,
       (function)twl_append,

@@ -50,7 +50,8 @@ twl_context* make_context(const char* device) {
 }
 
 CAbiShape read_shape(Input& input) {
-  constexpr const char* kPresets[] = {"dense", "paper", "paper-full", "quest:8", "streaming"};
+  constexpr const char* kPresets[] = {"dense",   "paper",     "paper-full",
+                                      "quest:8", "streaming", "adaptive"};
   CAbiShape shape;
   shape.dtype = input.below(3);
   shape.num_kv_heads = 1 + input.below(3);
@@ -121,7 +122,7 @@ bool spoil_cache(CAbiCase& c, Input& input) {
 bool spoil_seal(CAbiCase& c, Input& input) {
   const bool planes = c.index.summary != 0 || c.index.key_bits != 0;
   const bool pages = c.seal.num_pages > 0;
-  switch (input.below(6)) {
+  switch (input.below(8)) {
     case 0:
       c.seal.index = nullptr;
       return true;
@@ -132,11 +133,17 @@ bool spoil_seal(CAbiCase& c, Input& input) {
       if (pages) c.sealed.back() = input.below(2) == 0 ? -1 : c.kv.num_pages;
       return pages;
     case 3:
-      c.index.summary = 3 + input.below(9);
+      c.index.summary = 5 + input.below(9);
       return true;
     case 4:
       c.index.key_bits = 5 + input.below(3);
       return true;
+    case 5:
+      c.index.value_bits = 1 + input.below(3);
+      return true;
+    case 6:
+      c.index.params = nullptr;
+      return pages && c.index.value_bits != 0;
     default:
       c.index.summaries = c.index.estimates = nullptr;
       return pages && planes;
@@ -189,7 +196,7 @@ bool spoil_decode(CAbiCase& c, Input& input) {
 
 bool spoil_plan(CAbiCase& c, Input& input) {
   const std::int32_t negative = -std::abs(input.word() / 2);
-  switch (input.below(8)) {
+  switch (input.below(10)) {
     case 0:
       c.plan_shape.num_q_heads += c.plan_shape.num_kv_heads == 1 ? 1024 : 1;
       return true;
@@ -203,7 +210,7 @@ bool spoil_plan(CAbiCase& c, Input& input) {
       c.plan_shape.kv_dtype = 7;
       return true;
     case 4:
-      c.policy.selector = 5 + input.below(100);
+      c.policy.selector = 7 + input.below(100);
       return true;
     case 5:
       c.policy.p = -1;
@@ -211,6 +218,12 @@ bool spoil_plan(CAbiCase& c, Input& input) {
     case 6:
       c.policy.prune = 2;
       return true;
+    case 7:
+      c.policy.criterion = input.below(2) == 0 ? negative - 1 : 2;
+      return true;
+    case 8:
+      c.policy.candidate_mass = input.below(2) == 0 ? 1 : -0.5;
+      return c.policy.selector != TWL_SELECTOR_DENSE;
     default:
       c.policy.struct_size = 1;
       return true;

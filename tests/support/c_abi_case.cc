@@ -94,20 +94,25 @@ CAbiCase::CAbiCase(const CAbiShape& shape_in) : shape(shape_in), seq_lens(shape_
   kv.block_table_stride = widest;
   kv.seq_lens = seq_lens.data();
 
-  std::size_t summary_bytes = 0;
-  std::size_t estimate_bytes = 0;
+  twl_index_bytes bytes{};
+  bytes.struct_size = sizeof bytes;
   index.struct_size = sizeof index;
   (void)twl_index_view_init(&policy, &index);
-  (void)twl_index_sizes(&policy, page_size, shape.head_dim, &summary_bytes, &estimate_bytes);
-  const auto records = static_cast<std::size_t>(total * heads);
-  summaries_ = aligned_memory(records * summary_bytes);
-  estimates_ = aligned_memory(records * estimate_bytes);
-  if (summary_bytes > 0) index.summaries = summaries_.get();
-  if (estimate_bytes > 0) index.estimates = estimates_.get();
-  index.summary_head_stride = static_cast<std::int64_t>(summary_bytes);
-  index.summary_page_stride = index.summary_head_stride * heads;
-  index.estimate_head_stride = static_cast<std::int64_t>(estimate_bytes);
-  index.estimate_page_stride = index.estimate_head_stride * heads;
+  (void)twl_index_record_bytes(&policy, page_size, shape.head_dim, &bytes);
+  const auto plane = [&](std::size_t record, AlignedMemory& memory, void*& data, std::int64_t& page,
+                         std::int64_t& head) {
+    memory = aligned_memory(static_cast<std::size_t>(total * heads) * record);
+    data = record > 0 ? memory.get() : nullptr;
+    head = static_cast<std::int64_t>(record);
+    page = head * heads;
+  };
+  plane(bytes.summary, summaries_, index.summaries, index.summary_page_stride,
+        index.summary_head_stride);
+  plane(bytes.estimate, estimates_, index.estimates, index.estimate_page_stride,
+        index.estimate_head_stride);
+  plane(bytes.value_mean, value_means_, index.value_means, index.value_mean_page_stride,
+        index.value_mean_head_stride);
+  plane(bytes.params, params_, index.params, index.params_page_stride, index.params_head_stride);
 
   keys.resize(slots.size() * static_cast<std::size_t>(heads * head_dim));
   values.resize(keys.size());

@@ -63,7 +63,7 @@ class CAbiCase {
  private:
   [[nodiscard]] std::size_t row_of(std::int32_t seq, std::int32_t token) const;
 
-  AlignedMemory k_pool_, v_pool_, summaries_, estimates_;
+  AlignedMemory k_pool_, v_pool_, summaries_, estimates_, value_means_, params_;
 };
 
 }  // namespace twilight::test

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -112,6 +113,105 @@ TEST_P(CApi, PaperPolicyReadsLessAndStaysWithinTheMassItKeeps) {
   // estimates cost some more.
   EXPECT_LT(worst_error(c), 2 * 0.05 * static_cast<double>(CAbiCase::kMaxValue) * 1.5);
   EXPECT_GT(worst_error(c), 0);
+}
+
+// The tail adds what the estimates dropped by its mean: closer than without it, on fewer bytes than
+// the keys and values.
+TEST_P(CApi, AdaptivePolicyKeepsThePromisesAndCountsTheTail) {
+  double errors[2] = {};
+  for (const std::int32_t tail : {0, 1}) {
+    CAbiShape shape = usual_shape();
+    shape.preset = tail == 1 ? "adaptive" : "paper";
+    CAbiCase c(shape);
+    if (tail == 1) {
+      EXPECT_EQ(c.policy.selector, TWL_SELECTOR_CENTROID);
+      EXPECT_EQ(c.policy.criterion, TWL_CRITERION_GROUP_MEAN);
+      EXPECT_EQ(c.policy.tail, 1);
+      EXPECT_EQ(c.index.value_bits, 4);
+      EXPECT_NE(c.index.value_means, nullptr);
+      EXPECT_NE(c.index.params, nullptr);
+    }
+    c.policy.candidate_fraction = 1;
+    c.policy.max_candidates = 1 << 20;
+    c.p.assign(c.p.size(), 0.5F);
+    const auto stats = run(c);
+    EXPECT_EQ(stats[0].path, TWL_PATH_SPARSE);
+    EXPECT_EQ(stats[1].path, TWL_PATH_DENSE_SHORT);
+    EXPECT_EQ(stats[3].candidates_mean, 511);
+    EXPECT_LT(stats[3].attended_mean, 511);
+    EXPECT_LT(stats[3].bytes_read, stats[3].bytes_dense);
+    errors[tail] = worst_error(c);
+  }
+  EXPECT_LT(errors[1], errors[0]);
+  EXPECT_GT(errors[1], 0);
+}
+
+TEST_P(CApi, FarTailCountsPagesOutsideTheCandidates) {
+  double errors[2] = {};
+  std::int64_t bytes[2] = {};
+  for (const std::int32_t far : {0, 1}) {
+    CAbiShape shape = usual_shape();
+    shape.preset = "adaptive";
+    CAbiCase c(shape);
+    c.policy.candidate_fraction = 0.1;
+    c.policy.far_tail = far;
+    c.policy.far_floor = 0;
+    const auto stats = run(c);
+    EXPECT_EQ(stats[3].path, TWL_PATH_SPARSE);
+    errors[far] = worst_error(c);
+    bytes[far] = stats[3].bytes_read;
+  }
+  EXPECT_LT(errors[1], errors[0]);
+  EXPECT_GT(bytes[1], bytes[0]);
+}
+
+TEST_P(CApi, MissingPlanesAreNamed) {
+  CAbiShape shape = usual_shape();
+  shape.preset = "adaptive";
+  CAbiCase c(shape);
+  ASSERT_EQ(twl_append(context_, &c.append), TWL_OK) << twl_last_error();
+  const auto fails = [&](const char* field, auto member) {
+    twl_index_view index = c.index;
+    index.*member = nullptr;
+    twl_seal_args seal = c.seal;
+    seal.index = &index;
+    EXPECT_EQ(twl_seal(context_, &seal), TWL_INVALID_ARGUMENT) << field;
+    EXPECT_NE(std::strstr(twl_last_error(), field), nullptr) << twl_last_error();
+  };
+  fails("index.summaries", &twl_index_view::summaries);
+  fails("index.estimates", &twl_index_view::estimates);
+  fails("index.value_means", &twl_index_view::value_means);
+  fails("index.params", &twl_index_view::params);
+  c.index.reserved = 1;
+  EXPECT_EQ(twl_seal(context_, &c.seal), TWL_INVALID_ARGUMENT);
+  c.index.reserved = 0;
+  ASSERT_EQ(twl_seal(context_, &c.seal), TWL_OK) << twl_last_error();
+  // A view of the first version lacks what the policy reads.
+  twl_plan* plan = nullptr;
+  ASSERT_EQ(twl_plan_create(context_, &c.policy, &c.plan_shape, &plan), TWL_OK);
+  const std::size_t bytes = twl_plan_workspace_bytes(plan);
+  const auto workspace = aligned_memory(bytes);
+  c.index.struct_size = offsetof(twl_index_view, value_bits);
+  EXPECT_EQ(twl_decode(plan, &c.decode, workspace.get(), bytes, nullptr), TWL_INVALID_ARGUMENT);
+  EXPECT_NE(std::strstr(twl_last_error(), "index.value_bits"), nullptr) << twl_last_error();
+  twl_plan_destroy(plan);
+}
+
+// Structs as the first version had them, byte after byte of garbage behind.
+TEST_P(CApi, FirstVersionOfTheStructsStillWorks) {
+  CAbiCase now(usual_shape());
+  const auto stats = run(now);
+  CAbiCase first(usual_shape());
+  first.policy.candidate_mass = 7;
+  first.policy.criterion = 77;
+  first.policy.tail = 777;
+  first.policy.struct_size = offsetof(twl_policy, candidate_mass);
+  first.index.value_bits = 55;
+  first.index.value_means = &first;
+  first.index.struct_size = offsetof(twl_index_view, value_bits);
+  const auto same = run(first);
+  EXPECT_EQ(now.out, first.out);
+  EXPECT_EQ(stats[3].bytes_read, same[3].bytes_read);
 }
 
 TEST_P(CApi, PrefillIsCausal) {
@@ -234,9 +334,53 @@ TEST(CStructs, SizeTellsTheVersion) {
   ASSERT_EQ(twl_index_sizes(&later.policy, 16, 128, &summary, &estimate), TWL_OK);
   EXPECT_EQ(summary, 512U);
   EXPECT_EQ(estimate, 1088U);
-  later.policy.struct_size = sizeof(twl_policy) - 8;
+  later.policy.struct_size = offsetof(twl_policy, candidate_mass) - 8;
   EXPECT_EQ(twl_index_sizes(&later.policy, 16, 128, &summary, &estimate), TWL_INVALID_ARGUMENT);
   EXPECT_NE(std::strstr(twl_last_error(), "policy.struct_size, got"), nullptr);
+}
+
+TEST(CStructs, WhatTheFirstVersionCannotSay) {
+  static_assert(offsetof(twl_policy, candidate_mass) == 80);
+  static_assert(offsetof(twl_index_view, value_bits) == 64);
+  twl_policy policy{};
+  policy.struct_size = offsetof(twl_policy, candidate_mass);
+  policy.tail = 42;
+  EXPECT_EQ(twl_policy_init("adaptive", &policy), TWL_UNSUPPORTED);
+  EXPECT_NE(std::strstr(twl_last_error(), "policy.struct_size, got 80"), nullptr);
+  ASSERT_EQ(twl_policy_init("paper", &policy), TWL_OK);
+  EXPECT_EQ(policy.tail, 42) << "init wrote past the caller's struct";
+
+  policy.struct_size = sizeof policy;
+  ASSERT_EQ(twl_policy_init("adaptive", &policy), TWL_OK);
+  twl_index_view view{};
+  view.struct_size = offsetof(twl_index_view, value_bits);
+  EXPECT_EQ(twl_index_view_init(&policy, &view), TWL_UNSUPPORTED);
+  std::size_t summary = 0, estimate = 0;
+  EXPECT_EQ(twl_index_sizes(&policy, 16, 128, &summary, &estimate), TWL_UNSUPPORTED);
+  twl_index_bytes bytes{};
+  bytes.struct_size = sizeof bytes;
+  ASSERT_EQ(twl_index_record_bytes(&policy, 16, 128, &bytes), TWL_OK);
+  EXPECT_EQ(bytes.summary, 128U);
+  EXPECT_EQ(bytes.estimate, 544U);
+  EXPECT_EQ(bytes.value_mean, 64U);
+  EXPECT_EQ(bytes.params, 16U);
+  policy.selector = TWL_SELECTOR_FULL;
+  policy.tail = 0;
+  ASSERT_EQ(twl_index_record_bytes(&policy, 17, 80, &bytes), TWL_OK);
+  EXPECT_EQ(bytes.summary, 0U);
+  EXPECT_EQ(bytes.estimate, 2 * (320U + 32U) + 48U);  // 40 bytes of its own mean, padded
+  EXPECT_EQ(bytes.value_mean, 0U);
+  EXPECT_EQ(bytes.params, 16U);
+  policy.criterion = 2;
+  EXPECT_EQ(twl_index_record_bytes(&policy, 16, 128, &bytes), TWL_INVALID_ARGUMENT);
+  EXPECT_NE(std::strstr(twl_last_error(), "policy.criterion, got 2"), nullptr);
+  policy.criterion = TWL_CRITERION_PER_HEAD;
+  policy.selector = TWL_SELECTOR_SUB_CENTROID + 1;
+  EXPECT_EQ(twl_index_record_bytes(&policy, 16, 128, &bytes), TWL_INVALID_ARGUMENT);
+  policy.selector = TWL_SELECTOR_QUEST;
+  policy.candidate_mass = 0.5;
+  EXPECT_EQ(twl_index_record_bytes(&policy, 16, 128, &bytes), TWL_INVALID_ARGUMENT);
+  EXPECT_EQ(twl_index_record_bytes(&policy, 16, 128, nullptr), TWL_INVALID_ARGUMENT);
 }
 
 TEST(CStructs, StatusesHaveNames) {
