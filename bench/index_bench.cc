@@ -24,6 +24,8 @@
 #include <vector>
 
 #include "backend/cpu/isa.h"
+#include "backend/cpu/kernels/index.h"
+#include "backend/cpu/kernels/select.h"
 #include "core/buffer.h"
 #include "core/float16.h"
 #include "core/thread_pool.h"
@@ -114,6 +116,16 @@ __attribute__((target("avx512f,avx512vnni"))) void probe_int8() {
 #pragma GCC unroll 16
   for (int j = 0; j < kProbeChains; ++j) asm volatile("" ::"v"(acc[j]));
 }
+__attribute__((target("avx512f,avx512vbmi"))) void probe_lookup() {
+  __m512i acc[kProbeChains] = {};
+  const __m512i a = _mm512_set1_epi32(3);
+  for (std::int64_t i = 0; i < kProbeSteps; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kProbeChains; ++j) {
+      asm volatile("vpermb %1, %0, %0" : "+v"(acc[j]) : "v"(a));
+    }
+  }
+}
 __attribute__((target("avx512f,avx512bf16"))) void probe_bf16() {
   __m512 acc[kProbeChains] = {};
   const __m512i a = _mm512_set1_epi32(0x3f803f80);
@@ -136,18 +148,22 @@ std::uint64_t read_bytes(const std::byte* from, std::int64_t size) {
 }
 #endif
 
+enum class Unit { kNone, kInt8, kBf16, kLookup };
+
 // Instructions a second over all threads; 0 where the machine lacks them.
-double instruction_rate(ThreadPool& pool, bool bf16) {
+double instruction_rate(ThreadPool& pool, Unit unit) {
 #if defined(__x86_64__)
   if (twilight::cpu::available_isas().back() != twilight::cpu::Isa::avx512_bf16) return 0;
   const int threads = pool.num_threads();
   const Times t = measure(9, [&] {
-    pool.parallel_for(8 * threads, [&](std::int64_t, int) { bf16 ? probe_bf16() : probe_int8(); });
+    pool.parallel_for(8 * threads, [&](std::int64_t, int) {
+      unit == Unit::kBf16 ? probe_bf16() : unit == Unit::kInt8 ? probe_int8() : probe_lookup();
+    });
   });
   return 8.0 * threads * threads * kProbeSteps * kProbeChains / t.cpu;
 #else
   (void)pool;
-  (void)bf16;
+  (void)unit;
   return 0;
 #endif
 }
@@ -167,29 +183,39 @@ struct Index {
   twilight::KeyIndexView view;
   Buffer summaries;
   Buffer estimates;
+  Buffer value_means;
+  Buffer params;
 
   Index(IndexFormat format, bool heads_first) {
     view.format = format;
-    const auto lay_out = [&](std::int64_t record, std::int64_t& page, std::int64_t& head) {
+    const auto lay_out = [&](std::int64_t record, std::int64_t& page, std::int64_t& head,
+                             std::byte*& data) {
       page = heads_first ? record : record * kHeadsKv;
       head = heads_first ? record * kPages : record;
-      return Buffer(static_cast<std::size_t>(record * kHeadsKv * kPages));
+      Buffer pool(static_cast<std::size_t>(record * kHeadsKv * kPages));
+      data = pool.data();
+      return pool;
     };
     summaries = lay_out(twilight::summary_record_bytes(format.summary, kDim),
-                        view.summary_page_stride, view.summary_head_stride);
-    view.summaries = summaries.data();
-    if (format.key_bits == 0) return;
+                        view.summary_page_stride, view.summary_head_stride, view.summaries);
     estimates = lay_out(twilight::estimate_record_bytes(format, kPage, kDim),
-                        view.estimate_page_stride, view.estimate_head_stride);
-    view.estimates = estimates.data();
+                        view.estimate_page_stride, view.estimate_head_stride, view.estimates);
+    if (format.value_bits != 0) {
+      value_means = lay_out(twilight::nibble_bytes(kDim), view.value_page_stride,
+                            view.value_head_stride, view.value_means);
+    }
+    if (format.has_params()) {
+      params = lay_out(sizeof(twilight::PageParams), view.params_page_stride,
+                       view.params_head_stride, view.params);
+    }
   }
 };
 
 struct Row {
   const char* name;
   double bytes;
-  double instructions;  // 512-bit dot products it cannot do without; 0 for none
-  bool bf16;
+  double instructions;  // 512-bit dot products or look-ups it cannot do without; 0 for none
+  Unit unit;
   std::function<void()> work;
 };
 
@@ -233,6 +259,8 @@ int main(int argc, char** argv) {
 
   Index four({SummaryKind::kQuestBf16, 4}, heads_first);
   Index eight({SummaryKind::kQuest4, 8}, heads_first);
+  Index centroid({SummaryKind::kCentroid, 2}, heads_first);
+  Index sub({SummaryKind::kSubCentroid, 2, 4}, heads_first);
   Buffer scores(std::size_t{kSeqs} * kHeadsKv * kPagesPerSeq * sizeof(float));
   Buffer token_scores(std::size_t{kSeqs} * kHeadsQ * kTokens * sizeof(float));
   // Every page, and an ascending random quarter for each sequence and head.
@@ -248,6 +276,11 @@ int main(int argc, char** argv) {
                 random);
   }
 
+  constexpr std::int64_t kQueryBytes =
+      twilight::cpu::prepared_query_bytes(kDim, kHeadsQ / kHeadsKv);
+  Buffer unit_query(2 * kQueryBytes);
+  Buffer dots(std::size_t{kHeadsQ / kHeadsKv} * kPagesPerSeq * twilight::kSubCentroids *
+              sizeof(float));
   const auto estimate = [&](const Index& index, const std::vector<std::int32_t>& pages,
                             const std::vector<std::int32_t>& counts, bool exact) {
     twilight::EstimateParams params;
@@ -265,8 +298,13 @@ int main(int argc, char** argv) {
     return params;
   };
   const auto score = [&](const Index& index) {
-    return twilight::ScorePagesParams{all_seqs,           query,       kv, index.view, scale,
-                                      scores.as<float>(), kPagesPerSeq};
+    return twilight::ScorePagesParams{.seqs = all_seqs,
+                                      .q = query,
+                                      .kv = kv,
+                                      .index = index.view,
+                                      .scale = scale,
+                                      .scores = scores.as<float>(),
+                                      .page_stride = kPagesPerSeq};
   };
   const auto seal = [&](const Index& index) {
     return twilight::SealPagesParams{kv, index.view, table.data(),
@@ -282,11 +320,13 @@ int main(int argc, char** argv) {
     ThreadPool pool(threads);
     const auto backend = twilight::make_cpu_backend(pool, isa);
     const double read = read_rate(pool, keys, repeats);
-    const double int8_rate = instruction_rate(pool, false);
-    const double bf16_rate = instruction_rate(pool, true);
-    std::printf("\n%s: read %.1f GB/s, vpdpbusd %.2f G/s, vdpbf16ps %.2f G/s\n",
-                backend->description().c_str(), read * 1e-9, int8_rate * 1e-9, bf16_rate * 1e-9);
-    std::printf("%-28s %8s %8s %8s %17s %8s %7s %7s %7s\n", "op", "MB", "best ms", "median",
+    const double int8_rate = instruction_rate(pool, Unit::kInt8);
+    const double bf16_rate = instruction_rate(pool, Unit::kBf16);
+    const double lookup_rate = instruction_rate(pool, Unit::kLookup);
+    std::printf("\n%s: read %.1f GB/s, vpdpbusd %.2f G/s, vdpbf16ps %.2f G/s, vpermb %.2f G/s\n",
+                backend->description().c_str(), read * 1e-9, int8_rate * 1e-9, bf16_rate * 1e-9,
+                lookup_rate * 1e-9);
+    std::printf("%-30s %8s %8s %8s %17s %8s %7s %7s %7s\n", "op", "MB", "best ms", "median",
                 "p10-p90", "cpu ms", "GB/s", "% read", "% bound");
     const twilight::StepCaps caps{kSeqs, kHeadsQ, kHeadsKv, kDim, kPage, kTokens, kPagesPerSeq};
     Buffer memory(backend->workspace_bytes(caps));
@@ -296,41 +336,106 @@ int main(int argc, char** argv) {
     const double group = kHeadsQ / kHeadsKv;
     const double key_bytes = records * kPage * kDim * 2;
     const double dots4 = group * kDim / 4;
+    // A unit at a time into a row that stays in the cache, as the fused step does.
+    const twilight::cpu::IndexKernels& kernels =
+        twilight::cpu::index_kernels(twilight::cpu::parse_isa(isa));
+    const std::int64_t row_stride = kTokens + 16;
+    const auto in_step = [&](const Index& index, bool few) {
+      const bool two = index.view.format.key_bits == 2;
+      const auto params = few ? estimate(index, quarter, quarter_count, false)
+                              : estimate(index, every, every_count, false);
+      pool.parallel_for(kSeqs * kHeadsKv, [&](std::int64_t unit, int worker) {
+        const auto seq = static_cast<std::int32_t>(unit / kHeadsKv);
+        const auto head = static_cast<std::int32_t>(unit % kHeadsKv);
+        const auto work = twilight::cpu::index_unit(params, seq, head);
+        std::byte* own = unit_query.data() + worker * kQueryBytes;
+        float* row = token_scores.as<float>() + worker * row_stride * kHeadsQ / kHeadsKv;
+        float maxima[kHeadsQ / kHeadsKv];
+        kernels.prepare_estimates(work, own);
+        kernels.estimate(work, own, false, params.pages + unit * kPagesPerSeq, 0,
+                         params.page_counts[unit], {two ? dots.as<float>() : nullptr, kPagesPerSeq},
+                         row, row_stride, maxima);
+      });
+    };
+    const auto masses_in_step = [&](const Index& index) {
+      const auto params = score(index);
+      pool.parallel_for(kSeqs * kHeadsKv, [&](std::int64_t unit, int worker) {
+        const auto work =
+            twilight::cpu::index_unit(params, static_cast<std::int32_t>(unit / kHeadsKv),
+                                      static_cast<std::int32_t>(unit % kHeadsKv));
+        std::byte* own = unit_query.data() + worker * kQueryBytes;
+        float* row = token_scores.as<float>() + worker * row_stride * kHeadsQ / kHeadsKv;
+        float* means = row + std::int64_t{kPagesPerSeq} * kHeadsQ / kHeadsKv;
+        float norms[kHeadsQ / kHeadsKv];
+        kernels.prepare_masses(work, own);
+        kernels.log_masses(work, own, 0, kPagesPerSeq, row, kPagesPerSeq, means, kPagesPerSeq);
+        kernels.combine_masses(row, kPagesPerSeq, kHeadsQ / kHeadsKv, kPagesPerSeq, norms,
+                               params.scores + unit * kPagesPerSeq);
+      });
+    };
     const std::vector<Row> rows = {
-        {"seal bf16 summary, 4 bits", key_bytes, 0, false,
+        {"seal bf16 summary, 4 bits", key_bytes, 0, Unit::kNone,
          [&] { backend->seal_pages(seal(four)); }},
-        {"seal 4-bit summary, 8 bits", key_bytes, 0, false,
+        {"seal 4-bit summary, 8 bits", key_bytes, 0, Unit::kNone,
          [&] { backend->seal_pages(seal(eight)); }},
-        {"score bf16 summaries", records * 512, records * group * kDim / 32 * 2, true,
+        {"seal centroid, 2 bits", key_bytes, 0, Unit::kNone,
+         [&] { backend->seal_pages(seal(centroid)); }},
+        {"seal sub-centroids, 2, values", 2 * key_bytes, 0, Unit::kNone,
+         [&] { backend->seal_pages(seal(sub)); }},
+        {"score bf16 summaries", records * 512, records * group * kDim / 32 * 2, Unit::kBf16,
          [&] { backend->score_pages(score(four), workspace); }},
-        {"score 4-bit summaries", records * 144, records * group * kDim / 64 * 2, false,
+        {"score 4-bit summaries", records * 144, records * group * kDim / 64 * 2, Unit::kInt8,
          [&] { backend->score_pages(score(eight), workspace); }},
-        {"estimate 4 bits, all", records * 1088, records * dots4, false,
+        {"score centroids", records * 144, records * group * kDim / 64 * 2, Unit::kInt8,
+         [&] { backend->score_pages(score(centroid), workspace); }},
+        {"score sub-centroids", records * 272, records * group * kDim / 64 * 4, Unit::kInt8,
+         [&] { backend->score_pages(score(sub), workspace); }},
+        {"score sub-centroids, in step", records * 272, records * group * kDim / 64 * 4,
+         Unit::kInt8, [&] { masses_in_step(sub); }},
+        {"estimate 2 bits, all", records * 816, records * dots4 / 2, Unit::kLookup,
+         [&] { backend->estimate_scores(estimate(sub, every, every_count, false), workspace); }},
+        {"estimate 2 bits, N/4", records / 4 * 816, records / 4 * dots4 / 2, Unit::kLookup,
+         [&] {
+           backend->estimate_scores(estimate(sub, quarter, quarter_count, false), workspace);
+         }},
+        {"estimate 2 bits, all, in step", records * 544, records * dots4 / 2, Unit::kLookup,
+         [&] { in_step(sub, false); }},
+        {"estimate 2 bits, N/4, in step", records / 4 * 544, records / 4 * dots4 / 2, Unit::kLookup,
+         [&] { in_step(sub, true); }},
+        {"estimate 4 bits, all, in step", records * 1088, records * dots4, Unit::kInt8,
+         [&] { in_step(four, false); }},
+        {"estimate 4 bits, N/4, in step", records / 4 * 1088, records / 4 * dots4, Unit::kInt8,
+         [&] { in_step(four, true); }},
+        {"estimate 4 bits, all", records * 1088, records * dots4, Unit::kInt8,
          [&] { backend->estimate_scores(estimate(four, every, every_count, false), workspace); }},
-        {"estimate 4 bits, N/4", records / 4 * 1088, records / 4 * dots4, false,
+        {"estimate 4 bits, N/4", records / 4 * 1088, records / 4 * dots4, Unit::kInt8,
          [&] {
            backend->estimate_scores(estimate(four, quarter, quarter_count, false), workspace);
          }},
-        {"estimate 8 bits, all", records * 2112, records * dots4 * 2, false,
+        {"estimate 8 bits, all", records * 2112, records * dots4 * 2, Unit::kInt8,
          [&] { backend->estimate_scores(estimate(eight, every, every_count, false), workspace); }},
-        {"estimate 8 bits, N/4", records / 4 * 2112, records / 4 * dots4 * 2, false,
+        {"estimate 8 bits, N/4", records / 4 * 2112, records / 4 * dots4 * 2, Unit::kInt8,
          [&] {
            backend->estimate_scores(estimate(eight, quarter, quarter_count, false), workspace);
          }},
-        {"estimate exact keys, N/4", key_bytes / 4, 0, false,
+        {"estimate exact keys, N/4", key_bytes / 4, 0, Unit::kNone,
          [&] {
            backend->estimate_scores(estimate(four, quarter, quarter_count, true), workspace);
          }},
-        {"exact scores", key_bytes, 0, false, [&] { backend->exact_scores(exact, workspace); }},
+        {"exact scores", key_bytes, 0, Unit::kNone,
+         [&] { backend->exact_scores(exact, workspace); }},
     };
     for (const Row& row : rows) {
       const Times t = measure(repeats, row.work);
       const double cpu = t.cpu / threads;
       const double rate = row.bytes / cpu;
-      const double instructions = row.bf16 ? bf16_rate : int8_rate;
+      const double instructions = row.unit == Unit::kNone   ? 0
+                                  : row.unit == Unit::kInt8 ? int8_rate
+                                  : row.unit == Unit::kBf16 ? bf16_rate
+                                                            : lookup_rate;
       const double seconds =
           std::max(row.bytes / read, instructions > 0 ? row.instructions / instructions : 0.0);
-      std::printf("%-28s %8.1f %8.3f %8.3f %8.3f-%8.3f %8.3f %7.1f %7.0f %7.0f\n", row.name,
+      std::printf("%-30s %8.1f %8.3f %8.3f %8.3f-%8.3f %8.3f %7.1f %7.0f %7.0f\n", row.name,
                   row.bytes * 1e-6, t.best * 1e3, t.median * 1e3, t.low * 1e3, t.high * 1e3,
                   cpu * 1e3, rate * 1e-9, 100 * rate / read, 100 * seconds / cpu);
     }

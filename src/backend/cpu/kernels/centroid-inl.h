@@ -180,9 +180,26 @@ HWY_INLINE void add_products(const CentreU32* v, const std::uint32_t* words, Cen
 #endif
 }
 
+// Rows that a later batch reads, fetched a few lines a step: a record of 64 bytes takes four steps.
+struct RowsAhead {
+  const std::byte* const* near = nullptr;  // of the next batch, to the first level; null for none
+  const std::byte* const* far = nullptr;   // kBytesAhead on, to the second
+  std::int64_t offset = 0;                 // from those pointers to the row
+
+  HWY_INLINE void fetch(std::int64_t at) const {
+    constexpr int kRowsAStep = kIndexLanes / 4;
+    const auto first = static_cast<int>(at / 16 % 4) * kRowsAStep;
+#pragma GCC unroll 4
+    for (int r = first; r < first + kRowsAStep; ++r) {
+      if (near != nullptr) prefetch_near_line(near[r] + offset + (at & ~std::int64_t{63}));
+      if (far != nullptr) prefetch_line(far[r] + offset + (at & ~std::int64_t{63}));
+    }
+  }
+};
+
 // Lane r of t[h]: sum over channels of qi (code - 7.5) for the 4-bit vector at rows[r], head h.
 template <int kHeads>
-HWY_INLINE void centre_products(int head_dim, const std::byte* const* rows,
+HWY_INLINE void centre_products(int head_dim, const std::byte* const* rows, const RowsAhead& ahead,
                                 const std::uint32_t* words, const CentreHead* heads, IndexVec* t) {
   const IndexF df;
   const hn::RebindToUnsigned<IndexF> du32;
@@ -198,6 +215,7 @@ HWY_INLINE void centre_products(int head_dim, const std::byte* const* rows,
   const std::int64_t bytes = nibble_bytes(head_dim);
   for (; offset + 16 <= bytes; offset += 16, words += chunk_words) {
     CentreU32 v[4];
+    ahead.fetch(offset);
     transpose_words(rows, offset, v);
     add_products<kHeads, 4>(v, words, acc);
   }
@@ -227,42 +245,72 @@ HWY_INLINE void centre_products(int head_dim, const std::byte* const* rows,
 // Most means and other 4-bit vectors of a page.
 constexpr int kMostRows = kSubCentroids;
 
-// Up to kIndexLanes pages: where their vectors are, and their scales. Lanes past `count` repeat the
-// last page.
+// Up to kIndexLanes pages: where their vectors and scales are. Lanes past `count` repeat the last
+// page.
 struct CentreBatch {
   const std::byte* codes[kIndexLanes];  // the first vector; others follow every nibble_bytes
-  HWY_ALIGN std::uint16_t fields[kMostRows + 1][kIndexLanes];  // scales, then the variance
+  const std::byte* params[kIndexLanes];
 
   template <typename PageAt>
   HWY_INLINE void fill(const IndexUnit& unit, int count, const PageAt& page_at) {
+    const KeyIndexView& index = unit.index;
     for (int r = 0; r < kIndexLanes; ++r) {
       const std::int64_t page = unit.kv.page_of(unit.seq, page_at(std::min(r, count - 1)));
-      codes[r] = unit.index.centres(page, unit.kv_head, unit.kv.page_size, unit.kv.head_dim);
-      const PageParams* params = unit.index.page_params(page, unit.kv_head);
-      for (int i = 0; i < kMostRows; ++i) fields[i][r] = params->centre_scale[i];
-      fields[kMostRows][r] = params->variance;
+      codes[r] = index.centres(page, unit.kv_head, unit.kv.page_size, unit.kv.head_dim);
+      params[r] = reinterpret_cast<const std::byte*>(index.page_params(page, unit.kv_head));
+      prefetch_line(params[r]);
     }
-  }
-  HWY_INLINE IndexVec field(int i) const {
-    return load_row<DType::kF16>(reinterpret_cast<const std::byte*>(fields[i]), 0);
   }
 };
 
+// Lane r: the scales of page r, and its variance.
+struct CentreScales {
+  IndexVec scale[kMostRows];
+  IndexVec variance;
+};
+
+HWY_INLINE IndexVec halves_as_floats(CentreU32 halves) {
+  const hn::Rebind<std::uint16_t, IndexF> du16;
+  HWY_ALIGN std::uint16_t bits[kIndexLanes];
+  hn::Store(hn::TruncateTo(du16, halves), du16, bits);
+  return load_row<DType::kF16>(reinterpret_cast<const std::byte*>(bits), 0);
+}
+
+HWY_INLINE CentreScales centre_scales(const CentreBatch& batch) {
+  static_assert(offsetof(PageParams, variance) == 2 * kSubCentroids);
+  const hn::RebindToUnsigned<IndexF> du32;
+  const auto low = hn::Set(du32, 0xffff);
+  CentreU32 v[4];
+  transpose_words(batch.params, 0, v);
+  CentreScales scales;
+#pragma GCC unroll 2
+  for (int i = 0; i < kMostRows; i += 2) {
+    scales.scale[i] = halves_as_floats(hn::And(v[i / 2], low));
+    scales.scale[i + 1] = halves_as_floats(hn::ShiftRight<16>(v[i / 2]));
+  }
+  scales.variance = halves_as_floats(hn::And(v[2], low));
+  return scales;
+}
+
 // Scaled dots of `rows_per_page` vectors of each page with kHeads heads: dots[row][head].
 template <int kHeads>
-HWY_INLINE void batch_dots(int head_dim, const CentreBatch& batch, int rows_per_page,
+HWY_INLINE void batch_dots(int head_dim, const CentreBatch& batch, const CentreScales& scales,
+                           const CentreBatch* next, const CentreBatch* far, int rows_per_page,
                            const std::uint32_t* words, const CentreHead* heads,
                            IndexVec (*dots)[kHeads]) {
   const IndexF df;
   const std::byte* rows[kIndexLanes];
+  RowsAhead ahead;
+  ahead.near = next == nullptr ? nullptr : next->codes;
+  ahead.far = far == nullptr ? nullptr : far->codes;
   for (int i = 0; i < rows_per_page; ++i) {
-    for (int r = 0; r < kIndexLanes; ++r) rows[r] = batch.codes[r] + i * nibble_bytes(head_dim);
+    ahead.offset = i * nibble_bytes(head_dim);
+    for (int r = 0; r < kIndexLanes; ++r) rows[r] = batch.codes[r] + ahead.offset;
     IndexVec t[kHeads];
-    centre_products<kHeads>(head_dim, rows, words, heads, t);
-    const IndexVec scale = batch.field(i);
+    centre_products<kHeads>(head_dim, rows, ahead, words, heads, t);
 #pragma GCC unroll 4
     for (int h = 0; h < kHeads; ++h) {
-      dots[i][h] = hn::Mul(hn::Mul(hn::Set(df, heads[h].step), scale), t[h]);
+      dots[i][h] = hn::Mul(hn::Mul(hn::Set(df, heads[h].step), scales.scale[i]), t[h]);
     }
   }
 }
@@ -301,17 +349,19 @@ inline int centre_count(const IndexFormat& format) {
 // Dots of a batch's means with heads [first_head, first_head + heads):
 // out[(head - first_head) * head_stride + page * centres + i].
 HWY_INLINE void centre_dots(const IndexUnit& unit, const std::byte* query, const CentreBatch& batch,
-                            int count, int first_head, int heads, float* out,
-                            std::int64_t head_stride) {
+                            const CentreBatch* next, int count, int first_head, int heads,
+                            float* out, std::int64_t head_stride) {
   const int head_dim = unit.kv.head_dim;
   const int centres = centre_count(unit.index.format);
+  const CentreScales scales = centre_scales(batch);
   const auto* constants = reinterpret_cast<const CentreHead*>(query);
   const auto* words =
       reinterpret_cast<const std::uint32_t*>(query + centre_constants_bytes(unit.group)) +
       first_head * centre_words(head_dim);
   const auto run = [&]<int kHeads>(int h0) HWY_ATTR {
     IndexVec dots[kMostRows][kHeads];
-    batch_dots<kHeads>(head_dim, batch, centres, words, constants + first_head + h0, dots);
+    batch_dots<kHeads>(head_dim, batch, scales, h0 == 0 ? next : nullptr, nullptr, centres, words,
+                       constants + first_head + h0, dots);
     for (int h = 0; h < kHeads; ++h) {
       store_dots<kHeads>(dots, h, centres, count, out + (h0 + h) * head_stride);
     }
@@ -422,28 +472,39 @@ void log_masses(const IndexUnit& unit, const std::byte* query, std::int64_t page
   const auto* constants = reinterpret_cast<const CentreHead*>(query);
   const auto* first_words =
       reinterpret_cast<const std::uint32_t*>(query + centre_constants_bytes(unit.group));
-  const std::int64_t ahead = std::max<std::int64_t>(records_ahead(record_bytes), kIndexLanes);
-  const auto fetch = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t page = begin; page < std::min(end, page_end); ++page) {
-      const std::int64_t physical = unit.kv.page_of(unit.seq, page);
-      prefetch_record(unit.index.summary(physical, unit.kv_head), record_bytes);
-      prefetch_line(
-          reinterpret_cast<const std::byte*>(unit.index.page_params(physical, unit.kv_head)));
-    }
+  // A ring of batches: the one being read, the next, and those on the way.
+  constexpr std::int64_t kBatchesAhead = 4;
+  constexpr std::int64_t kRing = kBatchesAhead + 1;
+  CentreBatch ring[kRing];
+  const std::int64_t batches = (page_end - page_begin + kIndexLanes - 1) / kIndexLanes;
+  const auto count_of = [&](std::int64_t i) {
+    return static_cast<int>(
+        std::min<std::int64_t>(kIndexLanes, page_end - page_begin - i * kIndexLanes));
   };
-  fetch(page_begin, page_begin + ahead);
-  for (std::int64_t page = page_begin; page < page_end; page += kIndexLanes) {
-    fetch(page + ahead, page + ahead + kIndexLanes);
-    const auto count = static_cast<int>(std::min<std::int64_t>(kIndexLanes, page_end - page));
-    CentreBatch batch;
-    batch.fill(unit, count, [&](int r) { return page + r; });
-    const IndexVec variance = batch.field(kMostRows);
+  const auto fill = [&](std::int64_t i) HWY_ATTR {
+    const std::int64_t first = page_begin + i * kIndexLanes;
+    ring[i % kRing].fill(unit, count_of(i), [&](int r) { return first + r; });
+  };
+  for (std::int64_t i = 0; i < std::min(kBatchesAhead, batches); ++i) {
+    fill(i);
+    for (const std::byte* codes : ring[i].codes) prefetch_record(codes, record_bytes);
+  }
+  for (std::int64_t i = 0; i < batches; ++i) {
+    if (i + kBatchesAhead < batches) fill(i + kBatchesAhead);
+    const std::int64_t page = page_begin + i * kIndexLanes;
+    const int count = count_of(i);
+    const CentreBatch& batch = ring[i % kRing];
+    const CentreBatch* next = i + 1 < batches ? &ring[(i + 1) % kRing] : nullptr;
+    const CentreBatch* far =
+        i + kBatchesAhead < batches ? &ring[(i + kBatchesAhead) % kRing] : nullptr;
+    const CentreScales scales = centre_scales(batch);
     const std::uint32_t* words = first_words;
     const auto run = [&]<int kHeads>(int h0) HWY_ATTR {
       IndexVec dots[kMostRows][kHeads];
-      batch_dots<kHeads>(head_dim, batch, rows_per_page, words, constants + h0, dots);
+      batch_dots<kHeads>(head_dim, batch, scales, h0 == 0 ? next : nullptr, h0 == 0 ? far : nullptr,
+                         rows_per_page, words, constants + h0, dots);
       for (int h = 0; h < kHeads; ++h) {
-        const IndexVec spread = hn::Mul(hn::Set(df, constants[h0 + h].spread), variance);
+        const IndexVec spread = hn::Mul(hn::Set(df, constants[h0 + h].spread), scales.variance);
         const IndexVec mass =
             sub ? sub_centroid_mass<kHeads>(dots, h, runs, covered, spread)
                 : centroid_mass<kHeads>(dots, h, static_cast<float>(page_size - 1), spread);

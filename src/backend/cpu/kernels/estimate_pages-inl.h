@@ -47,20 +47,24 @@ struct EstimateTile {
 // Which mean covers each of kIndexLanes slots, as lane numbers.
 struct SlotCentres {
   int centres = 1;
-  float per_token = 1;  // means a token
+  std::int32_t tokens = 1;  // of a mean
 
   explicit SlotCentres(const IndexUnit& unit)
       : centres(centre_count(unit.index.format)),
-        per_token(1.0F / static_cast<float>(
-                             centroid_tokens(unit.index.format.summary, unit.kv.page_size))) {}
+        tokens(centroid_tokens(unit.index.format.summary, unit.kv.page_size)) {}
 
-  // slot / tokens; the half keeps the quotient off the integers, so its rounding does no harm.
   HWY_INLINE auto indices(int first_slot) const {
     const IndexF df;
     const hn::RebindToSigned<IndexF> di32;
-    const IndexVec slot = hn::ConvertTo(df, hn::Iota(di32, first_slot));
-    const IndexVec at = hn::Mul(hn::Add(slot, hn::Set(df, 0.5F)), hn::Set(df, per_token));
-    const auto index = hn::Min(hn::ConvertTo(di32, at), hn::Set(di32, kSubCentroids - 1));
+    HWY_ALIGN static constexpr std::int32_t kLane[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                         8, 9, 10, 11, 12, 13, 14, 15};
+    const auto slot = hn::Add(hn::Load(di32, kLane), hn::Set(di32, first_slot));
+    auto index = hn::Zero(di32);
+#pragma GCC unroll 3
+    for (int i = 1; i < kSubCentroids; ++i) {
+      const auto from = hn::Gt(slot, hn::Set(di32, i * tokens - 1));
+      index = hn::IfThenElse(from, hn::Set(di32, i), index);
+    }
     return hn::IndicesFromVec(df, index);
   }
 };
@@ -68,26 +72,82 @@ struct SlotCentres {
 // kIndexLanes f16 values as f32.
 HWY_INLINE IndexVec load_halves(const std::byte* from) { return load_row<DType::kF16>(from, 0); }
 
-// Stores the first `slots` lanes and counts them in `best`; NaN is passed over.
-HWY_INLINE void put_estimates(IndexVec e, std::int64_t slots, float* to, IndexVec* best) {
+// The larger of each lane, `best` where `e` is NaN.
+HWY_INLINE IndexVec larger_known(IndexVec e, IndexVec best) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+  return hn::Max(e, best);  // the second operand where one is NaN
+#else
+  return hn::IfThenElse(hn::Gt(e, best), e, best);
+#endif
+}
+
+// Stores the first `slots` lanes and counts them in `best`.
+HWY_INLINE void put_part(IndexVec e, std::int64_t slots, float* to, IndexVec* best) {
   const IndexF df;
-  if (slots >= kIndexLanes) {
-    hn::StoreU(e, df, to);
-    *best = hn::IfThenElse(hn::Gt(e, *best), e, *best);
-  } else if (slots > 0) {
-    store_lanes(e, static_cast<int>(slots), to);
-    const auto counts = hn::And(hn::Gt(e, *best), hn::FirstN(df, static_cast<std::size_t>(slots)));
-    *best = hn::IfThenElse(counts, e, *best);
+  if (slots <= 0) return;
+  const int count = static_cast<int>(std::min<std::int64_t>(slots, kIndexLanes));
+  store_lanes(e, count, to);
+  const auto counts = hn::FirstN(df, static_cast<std::size_t>(count));
+  *best = hn::IfThenElse(counts, larger_known(e, *best), *best);
+}
+
+// From the dots of kHeads heads with kIndexLanes tokens, `first` slots into the tile, to estimates.
+// Whole says that all of those slots exist, Sub that several means cover them.
+template <int kBits, int kHeads, bool kWhole, bool kSub, typename Head>
+HWY_INLINE void finish_tile(std::int64_t code_bytes, const EstimateTile& tile, int first,
+                            const EstimateHeads& pass, int h0, const SlotCentres& slot_centres,
+                            const Head* heads, const IndexVec* t) {
+  const IndexF df;
+  const std::byte* scales = tile.codes + code_bytes + 2 * first;
+  const IndexVec scale = load_halves(scales);
+  IndexVec e[kHeads];
+  if constexpr (kBits == 2) {
+    const std::int64_t dot_stride = pass.dot_stride;
+    const float* dots = tile.dots + h0 * dot_stride;
+    if constexpr (kSub) {
+      const auto indices = slot_centres.indices(tile.first_slot + first);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const IndexVec centre =
+            hn::TableLookupLanes(hn::LoadDup128(df, dots + h * dot_stride), indices);
+        e[h] = hn::MulAdd(hn::Mul(hn::Set(df, heads[h].step), scale), t[h], centre);
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const IndexVec centre = hn::Set(df, dots[h * dot_stride]);
+        e[h] = hn::MulAdd(hn::Mul(hn::Set(df, heads[h].step), scale), t[h], centre);
+      }
+    }
+  } else {
+    const IndexVec c = hn::Set(df, kBits == 4 ? kCentre4 : kCentre8);
+    const IndexVec centre = hn::MulAdd(c, scale, load_halves(scales + 2 * kEstimateTileTokens));
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const IndexVec rest = hn::Mul(hn::Set(df, heads[h].sum), centre);
+      e[h] = hn::MulAdd(hn::Mul(hn::Set(df, heads[h].step), scale), t[h], rest);
+    }
+  }
+  const std::int64_t stride = pass.stride;
+  float* out = tile.out + h0 * stride + first;
+  IndexVec* best = pass.best + h0;
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h, out += stride) {
+    if constexpr (kWhole) {
+      hn::StoreU(e[h], df, out);
+      best[h] = larger_known(e[h], best[h]);
+    } else {
+      put_part(e[h], tile.count - first, out, best + h);
+    }
   }
 }
 
 // Estimates of kHeads heads for kTiles tiles. `h0` is the block's first head of the pass, `words`
 // and `heads` its query.
-template <int kBits, int kHeads, int kTiles, typename Head>
+template <int kBits, int kHeads, int kTiles, bool kWhole, bool kSub, typename Head>
 HWY_INLINE void estimate_tiles(std::int64_t head_dim, const EstimateTile* tiles,
                                const EstimateHeads& pass, int h0, const SlotCentres& slot_centres,
                                const std::uint32_t* words, const Head* heads) {
-  const IndexF df;
   const std::int64_t code_bytes = estimate_code_bytes(kBits, static_cast<int>(head_dim));
   TileAhead ahead[kTiles];
   for (int i = 0; i < kTiles; ++i) ahead[i] = tiles[i].ahead;
@@ -103,41 +163,16 @@ HWY_INLINE void estimate_tiles(std::int64_t head_dim, const EstimateTile* tiles,
 #pragma GCC unroll 2
     for (int i = 0; i < kTiles; ++i) {
       prefetch_ahead(ahead[i], code_bytes);
-      const std::byte* scales = tiles[i].codes + code_bytes + 2 * first;
-      const IndexVec scale = load_halves(scales);
-      const std::int64_t slots = tiles[i].count - first;
-      float* out = tiles[i].out + h0 * pass.stride + first;
-      if constexpr (kBits == 2) {
-        const float* dots = tiles[i].dots + h0 * pass.dot_stride;
-        const auto indices = slot_centres.indices(tiles[i].first_slot + first);
-#pragma GCC unroll 4
-        for (int h = 0; h < kHeads; ++h, dots += pass.dot_stride) {
-          const IndexVec centre = slot_centres.centres == 1
-                                      ? hn::Set(df, dots[0])
-                                      : hn::TableLookupLanes(hn::LoadDup128(df, dots), indices);
-          const IndexVec step = hn::Mul(hn::Set(df, heads[h].step), scale);
-          put_estimates(hn::MulAdd(step, t[i][h], centre), slots, out + h * pass.stride,
-                        pass.best + h0 + h);
-        }
-      } else {
-        const IndexVec c = hn::Set(df, kBits == 4 ? kCentre4 : kCentre8);
-        const IndexVec centre = hn::MulAdd(c, scale, load_halves(scales + 2 * kEstimateTileTokens));
-#pragma GCC unroll 4
-        for (int h = 0; h < kHeads; ++h) {
-          const IndexVec rest = hn::Mul(hn::Set(df, heads[h].sum), centre);
-          const IndexVec step = hn::Mul(hn::Set(df, heads[h].step), scale);
-          put_estimates(hn::MulAdd(step, t[i][h], rest), slots, out + h * pass.stride,
-                        pass.best + h0 + h);
-        }
-      }
+      finish_tile<kBits, kHeads, kWhole, kSub>(code_bytes, tiles[i], first, pass, h0, slot_centres,
+                                               heads, t[i]);
     }
   }
 }
 
-template <int kBits, int kTiles>
-HWY_INLINE void estimate_all_heads(const IndexUnit& unit, const std::byte* query,
-                                   const EstimateTile* tiles, const EstimateHeads& pass,
-                                   const SlotCentres& slot_centres) {
+template <int kBits, int kTiles, bool kWhole, bool kSub>
+HWY_INLINE void estimate_block_heads(const IndexUnit& unit, const std::byte* query,
+                                     const EstimateTile* tiles, const EstimateHeads& pass,
+                                     const SlotCentres& slot_centres) {
   using Head = std::conditional_t<kBits == 2, Estimate2Head, EstimateHead>;
   const int head_dim = unit.kv.head_dim;
   const std::int64_t constants_bytes =
@@ -150,14 +185,37 @@ HWY_INLINE void estimate_all_heads(const IndexUnit& unit, const std::byte* query
   for (int h0 = 0; h0 < pass.count;) {
     const int block = heads_at_once(pass.count - h0);
     if (block == 4) {
-      estimate_tiles<kBits, 4, kTiles>(head_dim, tiles, pass, h0, slot_centres, words, heads + h0);
+      estimate_tiles<kBits, 4, kTiles, kWhole, kSub>(head_dim, tiles, pass, h0, slot_centres, words,
+                                                     heads + h0);
     } else if (block == 2) {
-      estimate_tiles<kBits, 2, kTiles>(head_dim, tiles, pass, h0, slot_centres, words, heads + h0);
+      estimate_tiles<kBits, 2, kTiles, kWhole, kSub>(head_dim, tiles, pass, h0, slot_centres, words,
+                                                     heads + h0);
     } else {
-      estimate_tiles<kBits, 1, kTiles>(head_dim, tiles, pass, h0, slot_centres, words, heads + h0);
+      estimate_tiles<kBits, 1, kTiles, kWhole, kSub>(head_dim, tiles, pass, h0, slot_centres, words,
+                                                     heads + h0);
     }
     words += block * words_per_head;
     h0 += block;
+  }
+}
+
+template <int kBits, int kTiles>
+HWY_INLINE void estimate_all_heads(const IndexUnit& unit, const std::byte* query,
+                                   const EstimateTile* tiles, const EstimateHeads& pass,
+                                   const SlotCentres& slot_centres) {
+  bool whole = true;
+  for (int i = 0; i < kTiles; ++i) whole = whole && tiles[i].count == kEstimateTileTokens;
+  const auto run = [&]<bool kSub>() HWY_ATTR {
+    if (whole) {
+      estimate_block_heads<kBits, kTiles, true, kSub>(unit, query, tiles, pass, slot_centres);
+    } else {
+      estimate_block_heads<kBits, kTiles, false, kSub>(unit, query, tiles, pass, slot_centres);
+    }
+  };
+  if (kBits == 2 && slot_centres.centres > 1) {
+    run.template operator()<kBits == 2>();
+  } else {
+    run.template operator()<false>();
   }
 }
 
@@ -191,15 +249,18 @@ inline void estimate_range(const IndexUnit& unit, const std::byte* query, const 
     pass.dot_stride = (own_dots ? std::int64_t{kIndexLanes} : given.stride) * slot_centres.centres;
     dots = own_dots ? local : given.data + pass.first * pass.dot_stride;
   }
-  const auto fetch_centres = [&](std::int64_t i) {
-    const std::int64_t page = unit.kv.page_of(unit.seq, pages[i]);
-    prefetch_record(unit.index.centres(page, unit.kv_head, page_size, head_dim),
-                    slot_centres.centres * nibble_bytes(head_dim));
-    prefetch_line(reinterpret_cast<const std::byte*>(unit.index.page_params(page, unit.kv_head)));
+  CentreBatch batches[2];  // the one being read and the next
+  const auto fill_batch = [&](std::int64_t first) HWY_ATTR {
+    if (first >= end) return;
+    const auto count = static_cast<int>(std::min(batch_pages, end - first));
+    CentreBatch& batch = batches[(first - begin) / batch_pages % 2];
+    batch.fill(unit, count, [&](int r) { return std::int64_t{pages[first + r]}; });
+    if (first > begin) return;
+    for (int r = 0; r < count; ++r) {
+      prefetch_record(batch.codes[r], slot_centres.centres * nibble_bytes(head_dim));
+    }
   };
-  if (own_dots) {
-    for (std::int64_t i = begin; i < std::min(begin + batch_pages, end); ++i) fetch_centres(i);
-  }
+  if (own_dots) fill_batch(begin);
 
   EstimateTile tiles[kTilesAtOnce];
   int held = 0;
@@ -207,12 +268,11 @@ inline void estimate_range(const IndexUnit& unit, const std::byte* query, const 
     const std::int64_t last = std::min(first + batch_pages, end);
     if constexpr (kBits == 2) {
       if (own_dots) {
-        for (std::int64_t i = last; i < std::min(last + batch_pages, end); ++i) fetch_centres(i);
-        const auto count = static_cast<int>(last - first);
-        CentreBatch batch;
-        batch.fill(unit, count, [&](int r) { return std::int64_t{pages[first + r]}; });
-        centre_dots(unit, query + estimate2_query_bytes(head_dim, unit.group), batch, count,
-                    pass.first, pass.count, local, pass.dot_stride);
+        fill_batch(last);
+        const std::int64_t number = (first - begin) / batch_pages;
+        centre_dots(unit, query + estimate2_query_bytes(head_dim, unit.group), batches[number % 2],
+                    last < end ? &batches[(number + 1) % 2] : nullptr,
+                    static_cast<int>(last - first), pass.first, pass.count, local, pass.dot_stride);
       }
     }
     for (std::int64_t i = first; i < last; ++i) {
