@@ -88,12 +88,10 @@ class Run {
 
   void all() {
     print_own(16);
-    for (const CudnnForm form : {CudnnForm::kOneOperation, CudnnForm::kParts}) {
-      print_cudnn(form, 0, false);
-      print_cudnn(form, 0, true);
-      print_cudnn(form, 16, true);
-      print_cudnn(form, 64, true);
-    }
+    print_cudnn(0, false);
+    print_cudnn(0, true);
+    print_cudnn(16, true);
+    print_cudnn(64, true);
   }
 
  private:
@@ -157,7 +155,7 @@ class Run {
     print("twilight attend_dense, pages of 16", us);
   }
 
-  void print_cudnn(CudnnForm form, int page_size, bool has_lengths) {
+  void print_cudnn(int page_size, bool has_lengths) {
     DeviceMemory& memory = backend_.memory();
     CudnnDecodeShape plan;
     plan.num_seqs = s_.num_seqs;
@@ -180,12 +178,11 @@ class Run {
       plan.head_stride = std::int64_t{s_.num_tokens} * kHeadDim;
       plan.outer_stride = plan.head_stride * s_.num_kv_heads;
     }
-    const std::string what = cat("cuDNN ", form == CudnnForm::kParts ? "parts" : "one operation",
-                                 page_size > 0 ? cat(", pages of ", page_size)
-                                 : has_lengths ? std::string(", lengths")
-                                               : std::string(", contiguous"));
+    const std::string what = page_size > 0 ? cat("cuDNN, pages of ", page_size)
+                             : has_lengths ? std::string("cuDNN, lengths")
+                                           : std::string("cuDNN, contiguous");
     std::string why;
-    const auto decode = CudnnDecode::make(plan, form, &why);
+    const auto decode = CudnnDecode::make(plan, &why);
     if (decode == nullptr) {
       std::replace(why.begin(), why.end(), '"', '\'');
       std::replace(why.begin(), why.end(), '\n', ' ');

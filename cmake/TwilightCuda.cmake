@@ -17,7 +17,7 @@ endif()
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
 # constexpr helpers of the formats are shared with device code. Register and spill counts of every
-# kernel go to the build log's companion, checked by scripts/cuda_resources.py.
+# kernel are checked by scripts/cuda_resources.py.
 target_compile_options(twilight_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wextra,-Wshadow>
   $<$<AND:$<BOOL:${TWILIGHT_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)

@@ -9,7 +9,7 @@ namespace twilight {
 void audit_true_mass(Backend& backend, const QueryView& q, const PagedKvView& kv, float scale,
                      std::int32_t seq, const std::int32_t* kept, const std::int32_t* counts,
                      std::int64_t kept_stride, Workspace workspace, std::span<float> mass) {
-  const std::int64_t n = kv.seq_lens[seq];
+  const std::int64_t n = kv.host_len(seq);
   const std::int32_t group = q.num_heads / kv.num_kv_heads;
   std::vector<float> scores(static_cast<std::size_t>(q.num_heads * n));
   // The one sequence, as a batch of its own.
@@ -21,10 +21,15 @@ void audit_true_mass(Backend& backend, const QueryView& q, const PagedKvView& kv
   params.kv.num_seqs = 1;
   params.kv.block_table += seq * kv.block_table_stride;
   params.kv.seq_lens += seq;
+  if (params.kv.host_seq_lens != nullptr) params.kv.host_seq_lens += seq;
   params.scale = scale;
-  params.scores = scores.data();
   params.token_stride = n;
+  DeviceMemory& memory = backend.memory();
+  DeviceBuffer device;
+  if (!memory.is_host()) device = DeviceBuffer(memory, scores.size() * sizeof(float));
+  params.scores = memory.is_host() ? scores.data() : device.as<float>();
   backend.exact_scores(params, workspace);
+  memory.download(scores.data(), device.data(), device.size());
   for (std::int32_t head = 0; head < q.num_heads; ++head) {
     const float* row = scores.data() + head * n;
     const float top = *std::max_element(row, row + n);

@@ -44,27 +44,27 @@ IndexFormat index_format_of(const SparsePolicy& policy) {
   return format;
 }
 
-// Slices of the workspace. All but `ops` hold what one op hands to the next.
+// Slices of the workspace, what statistics read first. All but `ops` hold what one op hands to the
+// next.
 struct DecodeStep::Scratch {
-  std::int32_t* dense_ids;    // [B]
-  std::int32_t* sparse_ids;   // [B]
-  StepPath* paths;            // [B]
-  float* p;                   // [B, Hq]
-  float* scores;              // [B, Hkv, pages]
-  std::int32_t* pages;        // [B, Hkv, candidate pages]
   std::int32_t* page_counts;  // [B, Hkv]
-  float* estimates;           // [B, Hkv, G, slots]; null where the fused op keeps its own
-  std::int32_t* kept;         // [B, Hkv, slots]
   std::int32_t* kept_counts;  // [B, Hkv]
   std::int32_t* head_counts;  // [B, Hq]
   float* head_mass;           // [B, Hq]
-  float* log_masses;          // [B, Hq, pages]; null without a far tail
-  float* tail_mass;           // [B, Hq, candidate pages]; null without a tail
   float* tail_shift;          // [B, Hq]
+  float* tail_mass;           // [B, Hq, candidate pages]; null without a tail
+  std::int32_t* pages;        // [B, Hkv, candidate pages]
+  float* scores;              // [B, Hkv, pages]
+  std::int32_t* kept;         // [B, Hkv, slots]
+  float* log_masses;          // [B, Hq, pages]; null without a far tail
+  float* estimates;           // [B, Hkv, G, slots]; null where the fused op keeps its own
   float* selector;
   Workspace ops;
   std::int64_t page_stride;
   std::int64_t slot_stride;
+  std::size_t counts_bytes;  // up to here numbers of every step,
+  std::size_t lists_bytes;   // up to here what the tail's statistics read too,
+  std::size_t kept_bytes;    // up to here what an audit reads too
   std::size_t used_bytes;
 };
 
@@ -74,34 +74,34 @@ DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
   const std::int64_t seqs = caps_.max_seqs;
   const std::int64_t kv_units = seqs * caps_.num_kv_heads;
   const std::int64_t q_units = seqs * caps_.num_q_heads;
-  s.dense_ids = arena.take<std::int32_t>("dense_ids", seqs);
-  s.paths = arena.take<StepPath>("paths", seqs);
   if (selector_ != nullptr) {
     s.page_stride = (std::int64_t{caps_.max_tokens} + caps_.page_size - 1) / caps_.page_size;
     s.slot_stride = round_up(std::int64_t{caps_.max_candidate_pages} * caps_.page_size, 16);
     const bool fused =
         policy_.prune && backend_.has_fused_select_and_prune() &&
         (selector_->mode() != SelectMode::kByScore || selector_->scores_in_backend());
-    s.sparse_ids = arena.take<std::int32_t>("sparse_ids", seqs);
-    s.p = arena.take<float>("p", q_units);
-    if (selector_->mode() == SelectMode::kByScore) {
-      s.scores = arena.take<float>("scores", kv_units * s.page_stride);
-    }
-    s.pages = arena.take<std::int32_t>("candidate pages", kv_units * caps_.max_candidate_pages);
+    const bool tail = policy_.prune && policy_.tail;
     s.page_counts = arena.take<std::int32_t>("candidate counts", kv_units);
-    if (policy_.prune && !fused) {
-      s.estimates = arena.take<float>("estimates", q_units * s.slot_stride);
-    }
-    s.kept = arena.take<std::int32_t>("kept", kv_units * s.slot_stride);
     s.kept_counts = arena.take<std::int32_t>("kept counts", kv_units);
     s.head_counts = arena.take<std::int32_t>("head counts", q_units);
     s.head_mass = arena.take<float>("head mass", q_units);
-    if (policy_.prune && policy_.tail) {
-      if (policy_.far_tail) {
-        s.log_masses = arena.take<float>("log masses", q_units * s.page_stride);
-      }
-      s.tail_mass = arena.take<float>("tail mass", q_units * caps_.max_candidate_pages);
+    s.counts_bytes = arena.used_bytes();
+    if (tail) {
       s.tail_shift = arena.take<float>("tail shift", q_units);
+      s.tail_mass = arena.take<float>("tail mass", q_units * caps_.max_candidate_pages);
+    }
+    s.pages = arena.take<std::int32_t>("candidate pages", kv_units * caps_.max_candidate_pages);
+    if (selector_->mode() == SelectMode::kByScore) {
+      s.scores = arena.take<float>("scores", kv_units * s.page_stride);
+    }
+    s.lists_bytes = arena.used_bytes();
+    s.kept = arena.take<std::int32_t>("kept", kv_units * s.slot_stride);
+    s.kept_bytes = arena.used_bytes();
+    if (tail && policy_.far_tail) {
+      s.log_masses = arena.take<float>("log masses", q_units * s.page_stride);
+    }
+    if (policy_.prune && !fused) {
+      s.estimates = arena.take<float>("estimates", q_units * s.slot_stride);
     }
     s.selector = arena.take<float>("selector", q_units * selector_->scratch_floats_per_token() *
                                                    std::int64_t{caps_.max_tokens});
@@ -110,6 +110,19 @@ DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
   s.ops.data = arena.take<std::byte>("ops", static_cast<std::int64_t>(s.ops.bytes));
   s.used_bytes = arena.used_bytes();
   return s;
+}
+
+DecodeStep::Scratch DecodeStep::host_lists(const Scratch& scratch, Workspace workspace,
+                                           bool audit) {
+  DeviceMemory& memory = backend_.memory();
+  if (memory.is_host()) return scratch;
+  const std::size_t bytes = audit                          ? scratch.kept_bytes
+                            : scratch.tail_mass != nullptr ? scratch.lists_bytes
+                                                           : scratch.counts_bytes;
+  // The same places in a copy as long as the workspace: untouched pages of it cost nothing.
+  if (lists_.size() < workspace_bytes_) lists_ = Buffer(workspace_bytes_);
+  memory.download(lists_.data(), workspace.data, bytes);
+  return carve(lists_.data(), lists_.size());
 }
 
 DecodeStep::DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps shape,
@@ -137,6 +150,11 @@ DecodeStep::DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps sh
   const Support support = backend_.supports(caps_, cache_dtype, index_format_of(policy_));
   if (!support) fail(ErrorCode::kUnsupported, "decode_step", backend_.name(), ": ", support.reason);
   workspace_bytes_ = carve(nullptr, 0).used_bytes;
+  const auto seqs = static_cast<std::size_t>(caps_.max_seqs);
+  dense_ids_.resize(seqs);
+  sparse_ids_.resize(seqs);
+  paths_.resize(seqs);
+  p_.resize(seqs * static_cast<std::size_t>(caps_.num_q_heads));
 }
 
 DecodeStep::~DecodeStep() = default;
@@ -162,25 +180,26 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
           ", accepted up to ", caps_.max_seqs);
   require(stats.empty() || stats.size() == static_cast<std::size_t>(num_seqs), "decode_step",
           "stats entries, got ", stats.size(), ", accepted 0 or ", num_seqs);
-  require(workspace.data != nullptr, "decode_step", "workspace, got null, accepted ",
+  require(workspace.data != nullptr || workspace_bytes_ == 0, "decode_step", "workspace, got null, accepted ",
           workspace_bytes_, " bytes");
   const Scratch scratch = carve(workspace.data, workspace.bytes);
   const float scale = 1.0F / std::sqrt(static_cast<float>(params.kv.head_dim));
   const float layer_p = policy_.p_of_layer(params.layer);
 
-  SeqSubset dense{scratch.dense_ids, 0};
-  SeqSubset sparse{scratch.sparse_ids, 0};
+  SeqSubset dense{dense_ids_.data(), 0};
+  SeqSubset sparse{sparse_ids_.data(), 0};
   for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
-    const std::int32_t n = params.kv.seq_lens[seq];
+    const std::int32_t n = params.kv.host_len(seq);
     require(n <= caps_.max_tokens, "decode_step", "sequence length, got ", n,
             " tokens, accepted up to ", caps_.max_tokens);
     const float p = params.p != nullptr ? params.p[seq] : layer_p;
-    scratch.paths[seq] = path_of(params.layer, n, p);
-    if (is_dense(scratch.paths[seq])) {
-      scratch.dense_ids[dense.count++] = seq;
+    const auto at = static_cast<std::size_t>(seq);
+    paths_[at] = path_of(params.layer, n, p);
+    if (is_dense(paths_[at])) {
+      dense_ids_[static_cast<std::size_t>(dense.count++)] = seq;
     } else {
-      scratch.sparse_ids[sparse.count++] = seq;
-      std::fill_n(scratch.p + std::int64_t{seq} * caps_.num_q_heads, caps_.num_q_heads, p);
+      sparse_ids_[static_cast<std::size_t>(sparse.count++)] = seq;
+      std::fill_n(p_.data() + std::int64_t{seq} * caps_.num_q_heads, caps_.num_q_heads, p);
     }
   }
   if (dense.count > 0) {
@@ -188,16 +207,18 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
                           scratch.ops);
   }
   if (sparse.count > 0) run_sparse(params, sparse, scratch);
-  for (std::int32_t seq = 0; seq < num_seqs && !stats.empty(); ++seq) {
+  if (stats.empty()) return;
+  const Scratch lists = sparse.count > 0 ? host_lists(scratch, workspace, audit) : scratch;
+  for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
     LayerStats& out = stats[static_cast<std::size_t>(seq)];
-    fill_stats(params, scratch, seq, scratch.paths[seq], out);
+    fill_stats(params, lists, seq, paths_[static_cast<std::size_t>(seq)], out);
     if (audit) {
       out.true_mass.assign(static_cast<std::size_t>(caps_.num_q_heads), 1.0F);
       if (!is_dense(out.path)) {
         const std::int64_t unit = std::int64_t{seq} * caps_.num_kv_heads;
         audit_true_mass(backend_, params.q, params.kv, scale, seq,
-                        scratch.kept + unit * scratch.slot_stride, scratch.kept_counts + unit,
-                        scratch.slot_stride, scratch.ops, out.true_mass);
+                        lists.kept + unit * lists.slot_stride, lists.kept_counts + unit,
+                        lists.slot_stride, scratch.ops, out.true_mass);
       }
     } else {
       out.true_mass.clear();
@@ -256,7 +277,7 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
                                                       : PruneCriterion::kGroupMean;
   prune.forced = forced;
   prune.min_tokens = policy_.min_tokens;
-  prune.p = s.p;
+  prune.p = p_.data();
   prune.pages = s.pages;
   prune.page_counts = s.page_counts;
   prune.candidate_stride = caps_.max_candidate_pages;
@@ -342,7 +363,7 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
                             StepPath path, LayerStats& stats) const {
   const std::int64_t num_kv_heads = caps_.num_kv_heads;
   const std::int64_t num_q_heads = caps_.num_q_heads;
-  const std::int32_t n = params.kv.seq_lens[seq];
+  const std::int32_t n = params.kv.host_len(seq);
   const std::int64_t row_bytes = std::int64_t{caps_.head_dim} * dtype_bytes(params.kv.dtype);
   stats.path = path;
   stats.num_tokens = n;
@@ -355,7 +376,7 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
   if (is_dense(path)) return;
 
   const std::int32_t page_size = caps_.page_size;
-  const std::int32_t sealed = params.kv.sealed_pages(seq);
+  const std::int32_t sealed = n / page_size;
   const std::int32_t open_tokens = n % page_size;
   // PageParams count once: with the summaries where those are scored and need them, with 2-bit
   // records otherwise, and else with the value means.

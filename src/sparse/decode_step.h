@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
+#include "core/buffer.h"
 #include "ops/backend.h"
 #include "sparse/selector.h"
 #include "twilight/policy.h"
@@ -16,21 +18,22 @@ namespace twilight {
 [[nodiscard]] IndexFormat index_format_of(const SparsePolicy& policy);
 
 /// Attention of one layer for one new token of each of B sequences whose keys and values are in the
-/// cache.
+/// cache. Pointers are the backend's memory except `p` and kv.host_seq_lens.
 struct DecodeStepParams {
   std::int32_t layer = 0;
   QueryView q;  ///< [B, Hq, D]
   PagedKvView kv;
   KeyIndexView index;
-  /// p of each sequence in (0, 1], [B]; null takes the policy's.
+  /// p of each sequence in (0, 1], [B], host memory; null takes the policy's.
   const float* p = nullptr;
   float* out = nullptr;  ///< [B, Hq, D]
   std::int64_t out_seq_stride = 0;
 };
 
 /// Turns a policy into ops: which sequences run dense and why, then select, estimate, prune and
-/// attend for the rest. `run` allocates nothing unless `audit` is on. Not thread-safe; one per
-/// caller.
+/// attend for the rest. `run` allocates nothing and waits for nothing but its backend's ops, unless
+/// statistics are asked of a backend with memory of its own (they are downloaded), `audit` is on or
+/// the oracle selects. Not thread-safe; one per caller.
 class DecodeStep {
  public:
   /// `shape` gives B, heads, D, P and the longest N; its max_candidate_pages is derived from the
@@ -39,7 +42,7 @@ class DecodeStep {
   DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps shape, DType cache_dtype);
   ~DecodeStep();
 
-  /// Bytes of workspace `run` needs.
+  /// Bytes of workspace `run` needs, in the backend's memory.
   [[nodiscard]] std::size_t workspace_bytes() const { return workspace_bytes_; }
   [[nodiscard]] const SparsePolicy& policy() const { return policy_; }
   [[nodiscard]] const StepCaps& caps() const { return caps_; }
@@ -55,6 +58,8 @@ class DecodeStep {
  private:
   struct Scratch;
   [[nodiscard]] Scratch carve(void* base, std::size_t bytes) const;
+  /// The lists of a step in host memory: the scratch itself, or a copy.
+  [[nodiscard]] Scratch host_lists(const Scratch& scratch, Workspace workspace, bool audit);
   void run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& scratch);
   /// Candidate pages of a (sequence, KV head) whose value mean the tail read.
   [[nodiscard]] std::int64_t tail_pages(const Scratch& scratch, std::int64_t unit,
@@ -70,6 +75,11 @@ class DecodeStep {
   std::unique_ptr<Selector> selector_;
   StepCaps caps_;
   std::size_t workspace_bytes_ = 0;
+  std::vector<std::int32_t> dense_ids_;   ///< [B]
+  std::vector<std::int32_t> sparse_ids_;  ///< [B]
+  std::vector<StepPath> paths_;           ///< [B]
+  std::vector<float> p_;                  ///< [B, Hq]
+  Buffer lists_;                          ///< host copy of what statistics read
 };
 
 }  // namespace twilight

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "core/check.h"
 
@@ -86,24 +87,42 @@ class OracleSelector final : public Selector {
     ExactScoresParams exact{params.seqs,  params.q, params.kv,
                             params.scale, scratch,  scratch_tokens};
     backend.exact_scores(exact, workspace);
+    DeviceMemory& memory = backend.memory();
+    if (memory.is_host()) {
+      add_masses(params, scratch, scratch_tokens, params.scores);
+      return;
+    }
+    // A study, not a way to be fast: through host memory.
+    const std::int64_t seqs = params.kv.num_seqs;
+    std::vector<float> tokens(static_cast<std::size_t>(seqs * params.q.num_heads * scratch_tokens));
+    std::vector<float> scores(
+        static_cast<std::size_t>(seqs * params.kv.num_kv_heads * params.page_stride));
+    memory.download(tokens.data(), scratch, tokens.size() * sizeof(float));
+    add_masses(params, tokens.data(), scratch_tokens, scores.data());
+    memory.upload(params.scores, scores.data(), scores.size() * sizeof(float));
+  }
+
+ private:
+  /// Both in host memory.
+  static void add_masses(const ScorePagesParams& params, const float* tokens,
+                         std::int64_t tokens_stride, float* page_scores) {
     const std::int32_t num_kv_heads = params.kv.num_kv_heads;
     const std::int32_t group = params.q.num_heads / num_kv_heads;
     for (std::int32_t i = 0; i < params.seqs.count; ++i) {
       const std::int32_t seq = params.seqs.at(i);
+      const std::int32_t n = params.kv.host_len(seq);
       for (std::int32_t kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
         float* scores =
-            params.scores + (std::int64_t{seq} * num_kv_heads + kv_head) * params.page_stride;
-        std::fill_n(scores, params.kv.sealed_pages(seq), 0.0F);
+            page_scores + (std::int64_t{seq} * num_kv_heads + kv_head) * params.page_stride;
+        std::fill_n(scores, n / params.kv.page_size, 0.0F);
         for (std::int32_t g = 0; g < group; ++g) {
           const std::int64_t row = std::int64_t{seq} * params.q.num_heads + kv_head * group + g;
-          add_page_mass(scratch + row * scratch_tokens, params.kv.seq_lens[seq],
-                        params.kv.page_size, scores);
+          add_page_mass(tokens + row * tokens_stride, n, params.kv.page_size, scores);
         }
       }
     }
   }
 
- private:
   static void add_page_mass(const float* row, std::int32_t n, std::int32_t page_size,
                             float* scores) {
     if (n == 0) return;

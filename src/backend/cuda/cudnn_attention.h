@@ -13,10 +13,6 @@
 
 namespace twilight::cuda {
 
-/// How cuDNN is asked for attention: as one operation (9.15 and later for lengths and pages), or as
-/// the graph of its parts. Which is faster depends on version and shape: measure both.
-enum class CudnnForm { kOneOperation, kParts };
-
 /// Fixed for the life of a plan. Strides in elements.
 struct CudnnDecodeShape {
   DType dtype = DType::kBf16;  ///< of q, k, v and out: bf16 or f16
@@ -47,7 +43,8 @@ struct CudnnDecodeArgs {
   void* workspace = nullptr;
 };
 
-/// Dense decode attention by cuDNN: the baseline of benchmarks. Not thread-safe.
+/// Dense decode attention by cuDNN (9.15 or later), as its one attention operation: the baseline of
+/// benchmarks. Not thread-safe.
 class CudnnDecode {
  public:
   /// Whether the library is there, and its version.
@@ -55,7 +52,7 @@ class CudnnDecode {
   /// Null where the library has no engine for the shape; `why` then holds its words. Takes seconds:
   /// kernels are compiled.
   [[nodiscard]] static std::unique_ptr<CudnnDecode> make(const CudnnDecodeShape& shape,
-                                                         CudnnForm form, std::string* why);
+                                                         std::string* why);
   ~CudnnDecode();
 
   [[nodiscard]] std::size_t workspace_bytes() const;

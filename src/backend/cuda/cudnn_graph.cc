@@ -1,5 +1,7 @@
 #include "backend/cuda/cudnn_graph.h"
 
+#include <algorithm>
+
 #include <dlfcn.h>
 
 #include "core/check.h"
@@ -77,14 +79,8 @@ void CudnnDescriptor::set(cudnnBackendAttributeName_t name, const CudnnDescripto
 
 void CudnnDescriptor::finalize() { check(*api_, api_->finalize(descriptor_), "finalize"); }
 
-CudnnGraph::Shape CudnnGraph::dense(const Shape& dims) {
-  Shape strides(dims.size(), 1);
-  for (std::size_t i = dims.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * dims[i];
-  return strides;
-}
-
 CudnnGraph::Tensor CudnnGraph::add(cudnnDataType_t type, const Shape& dims, const Shape& strides,
-                                   bool is_virtual, bool by_value) {
+                                   bool by_value) {
   constexpr std::int64_t kAlignment = 16;
   const Tensor id = num_tensors();
   CudnnDescriptor& tensor = tensors_.emplace_back(api_, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
@@ -93,7 +89,6 @@ CudnnGraph::Tensor CudnnGraph::add(cudnnDataType_t type, const Shape& dims, cons
   tensor.set(CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, std::ssize(strides), strides.data());
   tensor.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, id);
   tensor.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, kAlignment);
-  tensor.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, is_virtual);
   tensor.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, by_value);
   tensor.finalize();
   return id;
@@ -101,101 +96,27 @@ CudnnGraph::Tensor CudnnGraph::add(cudnnDataType_t type, const Shape& dims, cons
 
 CudnnGraph::Tensor CudnnGraph::input(cudnnDataType_t type, const Shape& dims,
                                      const Shape& strides) {
-  return add(type, dims, strides, false, false);
+  return add(type, dims, strides, false);
 }
 
 CudnnGraph::Tensor CudnnGraph::host_scalar() {
-  return add(CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1}, false, true);
+  return add(CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1}, true);
 }
 
-CudnnGraph::Tensor CudnnGraph::virtual_tensor(cudnnDataType_t type, const Shape& dims,
-                                              const Shape& strides) {
-  return add(type, dims, strides, true, false);
-}
-
-void CudnnGraph::matmul(Tensor a, Tensor b, Tensor c, Tensor m, Tensor n, Tensor k, bool pads) {
-  CudnnDescriptor& kind = parts_.emplace_back(api_, CUDNN_BACKEND_MATMUL_DESCRIPTOR);
-  kind.set(CUDNN_ATTR_MATMUL_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT);
-  if (pads) {
-    const double zero = 0;
-    kind.set(CUDNN_ATTR_MATMUL_PADDING_VALUE, CUDNN_TYPE_DOUBLE, zero);
-  }
-  kind.finalize();
-  CudnnDescriptor& op = operations_.emplace_back(api_, CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR);
-  const auto at = [&](Tensor t) -> const CudnnDescriptor& {
-    return tensors_[static_cast<std::size_t>(t)];
-  };
-  op.set(CUDNN_ATTR_OPERATION_MATMUL_ADESC, at(a));
-  op.set(CUDNN_ATTR_OPERATION_MATMUL_BDESC, at(b));
-  op.set(CUDNN_ATTR_OPERATION_MATMUL_CDESC, at(c));
-  op.set(CUDNN_ATTR_OPERATION_MATMUL_DESC, kind);
-  if (m >= 0) op.set(CUDNN_ATTR_OPERATION_MATMUL_GEMM_M_OVERRIDE_DESC, at(m));
-  if (n >= 0) op.set(CUDNN_ATTR_OPERATION_MATMUL_GEMM_N_OVERRIDE_DESC, at(n));
-  if (k >= 0) op.set(CUDNN_ATTR_OPERATION_MATMUL_GEMM_K_OVERRIDE_DESC, at(k));
-  op.finalize();
-}
-
-void CudnnGraph::pointwise(cudnnPointwiseMode_t mode, cudnnDataType_t math, Tensor x, Tensor b,
-                           Tensor t, Tensor y, std::int64_t axis) {
-  CudnnDescriptor& kind = parts_.emplace_back(api_, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
-  kind.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, mode);
-  kind.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, math);
-  if (axis >= 0) kind.set(CUDNN_ATTR_POINTWISE_AXIS, CUDNN_TYPE_INT64, axis);
-  kind.finalize();
-  CudnnDescriptor& op =
-      operations_.emplace_back(api_, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-  const auto at = [&](Tensor i) -> const CudnnDescriptor& {
-    return tensors_[static_cast<std::size_t>(i)];
-  };
-  op.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, kind);
-  op.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, at(x));
-  if (b >= 0) op.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, at(b));
-  if (t >= 0) op.set(CUDNN_ATTR_OPERATION_POINTWISE_TDESC, at(t));
-  op.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, at(y));
-  op.finalize();
-}
-
-void CudnnGraph::reduce(cudnnReduceTensorOp_t reduction, Tensor x, Tensor y) {
-  CudnnDescriptor& kind = parts_.emplace_back(api_, CUDNN_BACKEND_REDUCTION_DESCRIPTOR);
-  kind.set(CUDNN_ATTR_REDUCTION_OPERATOR, CUDNN_TYPE_REDUCTION_OPERATOR_TYPE, reduction);
-  kind.set(CUDNN_ATTR_REDUCTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT);
-  kind.finalize();
-  CudnnDescriptor& op =
-      operations_.emplace_back(api_, CUDNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR);
-  op.set(CUDNN_ATTR_OPERATION_REDUCTION_XDESC, tensors_[static_cast<std::size_t>(x)]);
-  op.set(CUDNN_ATTR_OPERATION_REDUCTION_YDESC, tensors_[static_cast<std::size_t>(y)]);
-  op.set(CUDNN_ATTR_OPERATION_REDUCTION_DESC, kind);
-  op.finalize();
-}
-
-void CudnnGraph::load_pages(Tensor container, Tensor table, Tensor lengths, Tensor y) {
-  CudnnDescriptor& op =
-      operations_.emplace_back(api_, CUDNN_BACKEND_OPERATION_PAGED_CACHE_LOAD_DESCRIPTOR);
-  const auto at = [&](Tensor i) -> const CudnnDescriptor& {
-    return tensors_[static_cast<std::size_t>(i)];
-  };
-  op.set(CUDNN_ATTR_OPERATION_PAGED_CACHE_LOAD_CONTAINER_DESC, at(container));
-  op.set(CUDNN_ATTR_OPERATION_PAGED_CACHE_LOAD_PAGE_TABLE_DESC, at(table));
-  op.set(CUDNN_ATTR_OPERATION_PAGED_CACHE_LOAD_SEQUENCE_DESC, at(lengths));
-  op.set(CUDNN_ATTR_OPERATION_PAGED_CACHE_LOAD_YDESC, at(y));
-  op.finalize();
-}
-
-void CudnnGraph::attention(Tensor q, Tensor k, Tensor v, Tensor o, Tensor scale, Tensor table,
-                           Tensor lengths_q, Tensor lengths_kv) {
+void CudnnGraph::attention(const Attention& t) {
   CudnnDescriptor& op = operations_.emplace_back(api_, CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR);
   const auto put = [&](cudnnBackendAttributeName_t name, Tensor i) {
     if (i >= 0) op.set(name, tensors_[static_cast<std::size_t>(i)]);
   };
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, q);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, k);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, v);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, o);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scale);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_PAGE_TABLE_KDESC, table);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_PAGE_TABLE_VDESC, table);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_QDESC, lengths_q);
-  put(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_KVDESC, lengths_kv);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, t.q);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, t.k);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, t.v);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, t.out);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, t.scale);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_PAGE_TABLE_KDESC, t.table_k);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_PAGE_TABLE_VDESC, t.table_v);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_QDESC, t.lengths_q);
+  put(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_KVDESC, t.lengths_kv);
   op.finalize();
 }
 

@@ -60,7 +60,7 @@ class CudnnDescriptor {
 };
 
 /// A graph of operations under construction. Tensors are numbered from 0, the number is also their
-/// unique id. Virtual tensors are f32 between operations unless told otherwise.
+/// unique id.
 class CudnnGraph {
  public:
   using Tensor = std::int64_t;
@@ -72,21 +72,21 @@ class CudnnGraph {
   [[nodiscard]] Tensor input(cudnnDataType_t type, const Shape& dims, const Shape& strides);
   /// One f32 in host memory.
   [[nodiscard]] Tensor host_scalar();
-  [[nodiscard]] Tensor virtual_tensor(cudnnDataType_t type, const Shape& dims,
-                                      const Shape& strides);
-  /// Dense strides of a shape.
-  [[nodiscard]] static Shape dense(const Shape& dims);
 
-  /// c = a b over the last two dimensions; lengths (m, n, k) override the shapes where not -1.
-  void matmul(Tensor a, Tensor b, Tensor c, Tensor m = -1, Tensor n = -1, Tensor k = -1,
-              bool pads = false);
-  void pointwise(cudnnPointwiseMode_t mode, cudnnDataType_t math, Tensor x, Tensor b, Tensor t,
-                 Tensor y, std::int64_t axis = -1);
-  void reduce(cudnnReduceTensorOp_t op, Tensor x, Tensor y);
-  void load_pages(Tensor container, Tensor table, Tensor lengths, Tensor y);
-  /// Attention in one operation; -1 for what is absent.
-  void attention(Tensor q, Tensor k, Tensor v, Tensor o, Tensor scale, Tensor table,
-                 Tensor lengths_q, Tensor lengths_kv);
+  /// Tensors of an attention operation; -1 for what is absent. Keys and values have a page table
+  /// each, though both may point at one array.
+  struct Attention {
+    Tensor q = -1;
+    Tensor k = -1;
+    Tensor v = -1;
+    Tensor out = -1;
+    Tensor scale = -1;
+    Tensor table_k = -1;
+    Tensor table_v = -1;
+    Tensor lengths_q = -1;
+    Tensor lengths_kv = -1;
+  };
+  void attention(const Attention& tensors);
 
   /// The first engine the library proposes and can build.
   [[nodiscard]] CudnnDescriptor build_plan(std::int64_t* workspace_bytes);
@@ -96,12 +96,11 @@ class CudnnGraph {
 
  private:
   [[nodiscard]] Tensor add(cudnnDataType_t type, const Shape& dims, const Shape& strides,
-                           bool is_virtual, bool by_value);
+                           bool by_value);
 
   const CudnnApi& api_;
   cudnnHandle_t handle_;
   std::vector<CudnnDescriptor> tensors_;
-  std::vector<CudnnDescriptor> parts_;  ///< what operations refer to
   std::vector<CudnnDescriptor> operations_;
 };
 

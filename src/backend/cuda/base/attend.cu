@@ -1,3 +1,4 @@
+#include <bit>
 #include <cmath>
 
 #include "backend/cuda/base/attend_args.h"
@@ -45,6 +46,9 @@ void attend(AttendArgs args, std::int64_t capacity_tokens, Arena& arena, cudaStr
   const PagedKvView& kv = args.kv;
   args.partials = arena.take<float>("attention partials",
                                     attend_floats(kv.num_seqs, args.q.num_heads, kv.head_dim));
+  if (std::has_single_bit(static_cast<unsigned>(kv.page_size))) {
+    args.page_shift = std::countr_zero(static_cast<unsigned>(kv.page_size));
+  }
   args.aligned = aligned_rows(kv.k, kv.dtype) && aligned_rows(kv.v, kv.dtype);
   const int splits = num_splits(static_cast<int>(
       std::min<std::int64_t>(capacity_tokens, std::int64_t{kMaxSplits} * kSplitTokens)));

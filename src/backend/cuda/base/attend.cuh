@@ -18,15 +18,13 @@
 namespace twilight::cuda::base {
 
 constexpr int kAttendThreads = 128;
-constexpr int kTokenLanes = 8;
-constexpr int kUnroll = 2;
 
 /// Running softmax of kHeads query heads over the tokens one group of lanes has seen; log2 scores.
-template <int kChunks, int kHeads>
+template <int kHeads>
 struct AttendState {
   float max[kHeads];
   float sum[kHeads];
-  float acc[kHeads][kChunks * 8];
+  float acc[kHeads][8];
 
   __device__ void clear() {
 #pragma unroll
@@ -34,7 +32,7 @@ struct AttendState {
       max[h] = -INFINITY;
       sum[h] = 0;
 #pragma unroll
-      for (int i = 0; i < kChunks * 8; ++i) acc[h][i] = 0;
+      for (int i = 0; i < 8; ++i) acc[h][i] = 0;
     }
   }
   /// Raises a head's maximum; returns the shift to subtract from scores (0 while all are -inf).
@@ -45,7 +43,7 @@ struct AttendState {
       const float factor = exp2f(max[h] - shift);
       sum[h] *= factor;
 #pragma unroll
-      for (int i = 0; i < kChunks * 8; ++i) acc[h][i] *= factor;
+      for (int i = 0; i < 8; ++i) acc[h][i] *= factor;
       max[h] = top;
     }
     return shift;
@@ -58,10 +56,32 @@ struct AttendState {
   }
 };
 
-template <int kChunks, int kHeads>
-__device__ void merge_lanes(AttendState<kChunks, kHeads>& state) {
+/// Sums kScores values over kLanes lanes. Lane i keeps sums i * kScores / kLanes and on, in front.
+template <int kLanes, int kScores>
+__device__ void sum_and_spread(float (&x)[kScores], int lane) {
+  int left = kScores;
 #pragma unroll
-  for (int step = 16; step >= kTokenLanes; step /= 2) {
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    if (left == 1) {
+      x[0] += __shfl_xor_sync(kFullMask, x[0], step);
+      continue;
+    }
+    left /= 2;
+    const bool upper = (lane & step) != 0;
+#pragma unroll
+    for (int i = 0; i < kScores / 2; ++i) {
+      if (i >= left) break;
+      const float mine = upper ? x[i + left] : x[i];
+      const float theirs = upper ? x[i] : x[i + left];
+      x[i] = mine + __shfl_xor_sync(kFullMask, theirs, step);
+    }
+  }
+}
+
+template <int kLanes, int kHeads>
+__device__ void merge_lanes(AttendState<kHeads>& state) {
+#pragma unroll
+  for (int step = 16; step >= kLanes; step /= 2) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       const float other_max = __shfl_xor_sync(kFullMask, state.max[h], step);
@@ -72,7 +92,7 @@ __device__ void merge_lanes(AttendState<kChunks, kHeads>& state) {
       const float other_sum = __shfl_xor_sync(kFullMask, state.sum[h], step);
       state.merge(h, other_max, other_sum, mine, other);
 #pragma unroll
-      for (int i = 0; i < kChunks * 8; ++i) {
+      for (int i = 0; i < 8; ++i) {
         const float theirs = __shfl_xor_sync(kFullMask, state.acc[h][i], step);
         state.acc[h][i] = state.acc[h][i] * mine + theirs * other;
       }
@@ -81,7 +101,7 @@ __device__ void merge_lanes(AttendState<kChunks, kHeads>& state) {
 }
 
 /// What dropped tokens add, page by page: mean values times mass. One group of lanes each.
-template <int kChunks, int kHeads>
+template <int kHeads>
 struct TailPages {
   const AttendArgs& args;
   std::int64_t unit;  ///< (sequence, KV head)
@@ -90,7 +110,7 @@ struct TailPages {
   int lane;
   const std::int32_t* table;  ///< the sequence's physical pages
 
-  using State = AttendState<kChunks, kHeads>;
+  using State = AttendState<kHeads>;
 
   [[nodiscard]] __device__ int group() const { return args.q.num_heads / args.kv.num_kv_heads; }
   [[nodiscard]] __device__ std::int64_t head_row(int h) const {
@@ -144,37 +164,30 @@ struct TailPages {
     const std::int64_t page = table[page_idx];
     const auto* codes = reinterpret_cast<const std::uint32_t*>(index.value_mean(page, kv_head));
     const float step = f16_to_f32(page_params_of(index, page, kv_head)->value_scale);
-    std::uint32_t word[kChunks];
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int chunk = lane + kTokenLanes * c;
-      word[c] = chunk < args.kv.head_dim / 8 ? codes[chunk] : 0;
-    }
+    // Lanes past the last channel hold nothing that is written.
+    const std::uint32_t word = lane < args.kv.head_dim / 8 ? codes[lane] : 0;
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       if (!(mass[h] > 0)) continue;
       const float weight = mass[h] * exp2f(score[h] - state.raise(h, score[h]));
       state.sum[h] += weight;
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-#pragma unroll
-        for (int b = 0; b < 8; ++b) {
-          // nibble_place: channel b of a chunk is byte b % 4, the high nibble for b of 4 or more.
-          const unsigned code = word[c] >> (8 * (b % 4) + (b >= 4 ? 4 : 0)) & 15U;
-          state.acc[h][c * 8 + b] =
-              fmaf(weight, step * (static_cast<float>(code) - 7.5F), state.acc[h][c * 8 + b]);
-        }
+      for (int b = 0; b < 8; ++b) {
+        // nibble_place: channel b of a run is byte b % 4, the high nibble for b of 4 or more.
+        const unsigned code = word >> (8 * (b % 4) + (b >= 4 ? 4 : 0)) & 15U;
+        state.acc[h][b] = fmaf(weight, step * (static_cast<float>(code) - 7.5F), state.acc[h][b]);
       }
     }
   }
 };
 
-template <typename T, int kChunks, int kHeads>
+template <typename T, int kLanes, int kHeads>
 __global__ void __launch_bounds__(kAttendThreads)
     attend_kernel(const __grid_constant__ AttendArgs args) {
   constexpr int kWarps = kAttendThreads / 32;
-  constexpr int kGroups = kAttendThreads / kTokenLanes;
-  constexpr int kRow = kChunks * 64;
+  constexpr int kGroups = kAttendThreads / kLanes;
+  constexpr int kRow = kLanes * 8;
+  constexpr int kUnroll = sizeof(T) == 2 && kHeads <= 4 ? 4 : 2;
   __shared__ float warp_acc[kWarps][kHeads][kRow];
   __shared__ float warp_max[kWarps][kHeads];
   __shared__ float warp_sum[kWarps][kHeads];
@@ -194,107 +207,123 @@ __global__ void __launch_bounds__(kAttendThreads)
   const int begin = split_begin(count, splits, split);
   const int end = split_begin(count, splits, split + 1);
 
-  const int lane = threadIdx.x % kTokenLanes;
-  const int token_group = threadIdx.x / kTokenLanes;
-  const int num_chunks = head_dim / 8;
-  float q[kHeads][kChunks * 8];
+  const int lane = threadIdx.x % kLanes;
+  const int token_group = threadIdx.x / kLanes;
+  const bool has_channels = lane < head_dim / 8;
+  float q[kHeads][8];
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
     const std::int64_t head = std::int64_t{kv_head} * group + first_head + h;
+    const float* row = args.q.data + seq * args.q.seq_stride + head * head_dim + lane * 8;
+    const bool valid = has_channels && first_head + h < group;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      const int chunk = lane + kTokenLanes * c;
-      const bool valid = chunk < num_chunks && first_head + h < group;
-      const float* row = args.q.data + seq * args.q.seq_stride + head * head_dim + chunk * 8;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) q[h][c * 8 + i] = valid ? row[i] * args.scale_log2 : 0.0F;
-    }
+    for (int i = 0; i < 8; ++i) q[h][i] = valid ? row[i] * args.scale_log2 : 0.0F;
   }
 
-  AttendState<kChunks, kHeads> state;
+  // A group's scores of kUnroll tokens end up spread over its lanes, kOwned each (or kCopies lanes
+  // with the same one): maxima, exponentials and sums are taken once, not by every lane.
+  constexpr int kScores = kHeads * kUnroll;
+  constexpr int kOwned = kScores > kLanes ? kScores / kLanes : 1;
+  constexpr int kCopies = kLanes > kScores ? kLanes / kScores : 1;
+  constexpr int kHeadLanes = kLanes / kHeads;
+  static_assert(kOwned <= kUnroll && kHeadLanes >= 1);
+  const int first_owned = lane / kCopies * kOwned;
+  float own_max = -INFINITY;
+  float own_sum = 0;
+  AttendState<kHeads> state;
   state.clear();
   const std::int32_t* kept = args.kept != nullptr ? args.kept + unit * args.kept_stride : nullptr;
   const std::int32_t* table = kv.block_table + seq * kv.block_table_stride;
   for (int base = begin; base < end; base += kGroups * kUnroll) {
-    Raw8<T> k[kUnroll][kChunks];
-    Raw8<T> v[kUnroll][kChunks];
-    bool exists[kUnroll];
+    Raw8<T> k[kUnroll];
+    Raw8<T> v[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int at = base + u * kGroups + token_group;
-      exists[u] = at < end;
-      const int token = !exists[u] ? 0 : kept != nullptr ? kept[at] : at;
-      const std::int64_t page = exists[u] ? table[token / kv.page_size] : 0;
-      const T* k_row = row_of<T>(kv, kv.k, page, kv_head, token % kv.page_size);
-      const T* v_row = row_of<T>(kv, kv.v, page, kv_head, token % kv.page_size);
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const int chunk = lane + kTokenLanes * c;
-        if (exists[u] && chunk < num_chunks) {
-          k[u][c].load(k_row + chunk * 8, args.aligned);
-          v[u][c].load(v_row + chunk * 8, args.aligned);
-        } else {
-          k[u][c].clear();
-          v[u][c].clear();
-        }
+      if (at < end && has_channels) {
+        const int token = kept != nullptr ? kept[at] : at;
+        const int page_idx = args.page_shift >= 0 ? token >> args.page_shift : token / kv.page_size;
+        const int slot = token - page_idx * kv.page_size;
+        const std::int64_t page = table[page_idx];
+        k[u].load(row_of<T>(kv, kv.k, page, kv_head, slot) + lane * 8, args.aligned);
+        v[u].load(row_of<T>(kv, kv.v, page, kv_head, slot) + lane * 8, args.aligned);
+      } else {
+        k[u].clear();
+        v[u].clear();
       }
     }
-    float score[kUnroll][kHeads];
+    float score[kScores];  // of (head, token): h * kUnroll + u
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) score[u][h] = 0;
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        float x[8];
-        k[u][c].get(x);
-#pragma unroll
-        for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) score[u][h] = fmaf(q[h][c * 8 + i], x[i], score[u][h]);
-        }
-      }
+      float x[8];
+      k[u].get(x);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
+        float sum = 0;
 #pragma unroll
-        for (int step = kTokenLanes / 2; step > 0; step /= 2) {
-          score[u][h] += __shfl_xor_sync(kFullMask, score[u][h], step);
-        }
-        if (!exists[u]) score[u][h] = -INFINITY;
+        for (int i = 0; i < 8; ++i) sum = fmaf(q[h][i], x[i], sum);
+        score[h * kUnroll + u] = sum;
       }
     }
-    float weight[kUnroll][kHeads];
+    sum_and_spread<kLanes, kScores>(score, lane);
+    float top = -INFINITY;
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      float top = score[0][h];
+    for (int i = 0; i < kOwned; ++i) {
+      const int u = (first_owned + i) % kUnroll;
+      if (base + u * kGroups + token_group >= end) score[i] = -INFINITY;
+      top = fmaxf(top, score[i]);
+    }
 #pragma unroll
-      for (int u = 1; u < kUnroll; ++u) top = fmaxf(top, score[u][h]);
-      const float shift = state.raise(h, top);
+    for (int step = 1; step < kHeadLanes; step *= 2) {
+      top = fmaxf(top, __shfl_xor_sync(kFullMask, top, step));
+    }
+    top = fmaxf(top, own_max);
+    const float shift = top == -INFINITY ? 0.0F : top;
+    const bool rises = top != own_max;
+    if (__any_sync(kFullMask, rises)) {
+      const float factor = rises ? exp2f(own_max - shift) : 1.0F;
+      own_sum *= factor;
+      own_max = top;
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        weight[u][h] = exp2f(score[u][h] - shift);
-        state.sum[h] += weight[u][h];
+      for (int h = 0; h < kHeads; ++h) {
+        const float head_factor = __shfl_sync(kFullMask, factor, h * kHeadLanes, kLanes);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) state.acc[h][i] *= head_factor;
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kOwned; ++i) {
+      score[i] = exp2f(score[i] - shift);  // now the weight
+      own_sum += score[i];
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
+      float x[8];
+      v[u].get(x);
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        float x[8];
-        v[u][c].get(x);
+      for (int h = 0; h < kHeads; ++h) {
+        const int at = h * kUnroll + u;
+        const float weight =
+            __shfl_sync(kFullMask, score[at % kOwned], at / kOwned * kCopies, kLanes);
 #pragma unroll
-        for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            state.acc[h][c * 8 + i] = fmaf(weight[u][h], x[i], state.acc[h][c * 8 + i]);
-          }
-        }
+        for (int i = 0; i < 8; ++i) state.acc[h][i] = fmaf(weight, x[i], state.acc[h][i]);
       }
     }
   }
+  // Every lane gets every head's maximum and sum.
+  if (lane % kCopies != 0) own_sum = 0;
+#pragma unroll
+  for (int step = 1; step < kHeadLanes; step *= 2) {
+    own_sum += __shfl_xor_sync(kFullMask, own_sum, step);
+  }
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    state.max[h] = __shfl_sync(kFullMask, own_max, h * kHeadLanes, kLanes);
+    state.sum[h] = __shfl_sync(kFullMask, own_sum, h * kHeadLanes, kLanes);
+  }
 
   if (args.tail.mass != nullptr) {
-    const TailPages<kChunks, kHeads> tail{args, unit, kv_head, first_head, lane, table};
+    const TailPages<kHeads> tail{args, unit, kv_head, first_head, lane, table};
     const int candidates = args.tail.page_counts[unit];
     const int candidates_end = split_begin(candidates, splits, split + 1);
     for (int i = split_begin(candidates, splits, split) + token_group; i < candidates_end;
@@ -313,9 +342,9 @@ __global__ void __launch_bounds__(kAttendThreads)
     __syncwarp();
   }
 
-  merge_lanes(state);
+  merge_lanes<kLanes>(state);
   const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 < kTokenLanes) {
+  if (threadIdx.x % 32 < kLanes) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       if (lane == 0) {
@@ -323,12 +352,7 @@ __global__ void __launch_bounds__(kAttendThreads)
         warp_sum[warp][h] = state.sum[h];
       }
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          warp_acc[warp][h][(lane + kTokenLanes * c) * 8 + i] = state.acc[h][c * 8 + i];
-        }
-      }
+      for (int i = 0; i < 8; ++i) warp_acc[warp][h][lane * 8 + i] = state.acc[h][i];
     }
   }
   __syncthreads();
@@ -363,31 +387,27 @@ __global__ void __launch_bounds__(kAttendThreads)
   }
 }
 
-template <typename T, int kChunks, int kHeads>
+template <typename T, int kLanes, int kHeads>
 void launch_attend(const AttendArgs& args, dim3 grid, cudaStream_t stream) {
   const int group = args.q.num_heads / args.kv.num_kv_heads;
   grid.y = static_cast<unsigned>(args.kv.num_kv_heads * ((group + kHeads - 1) / kHeads));
-  attend_kernel<T, kChunks, kHeads><<<grid, kAttendThreads, 0, stream>>>(args);
+  attend_kernel<T, kLanes, kHeads><<<grid, kAttendThreads, 0, stream>>>(args);
 }
 
-/// D up to 64, 128, 192 or 256 channels; four heads at once, two where registers would not do.
+template <typename T, int kLanes>
+void launch_attend_for_group(const AttendArgs& args, dim3 grid, cudaStream_t stream) {
+  const int group = args.q.num_heads / args.kv.num_kv_heads;
+  if (group == 1) return launch_attend<T, kLanes, 1>(args, grid, stream);
+  if (group <= 4) return launch_attend<T, kLanes, 4>(args, grid, stream);
+  launch_attend<T, kLanes, 8>(args, grid, stream);
+}
+
+/// D up to 64, 128 or 256 channels.
 template <typename T>
 void launch_attend_for(const AttendArgs& args, dim3 grid, cudaStream_t stream) {
-  const bool one = args.q.num_heads == args.kv.num_kv_heads;
-  switch ((args.kv.head_dim + 63) / 64) {
-    case 1:
-      return one ? launch_attend<T, 1, 1>(args, grid, stream)
-                 : launch_attend<T, 1, 4>(args, grid, stream);
-    case 2:
-      return one ? launch_attend<T, 2, 1>(args, grid, stream)
-                 : launch_attend<T, 2, 4>(args, grid, stream);
-    case 3:
-      return one ? launch_attend<T, 3, 1>(args, grid, stream)
-                 : launch_attend<T, 3, 2>(args, grid, stream);
-    default:
-      return one ? launch_attend<T, 4, 1>(args, grid, stream)
-                 : launch_attend<T, 4, 2>(args, grid, stream);
-  }
+  if (args.kv.head_dim <= 64) return launch_attend_for_group<T, 8>(args, grid, stream);
+  if (args.kv.head_dim <= 128) return launch_attend_for_group<T, 16>(args, grid, stream);
+  launch_attend_for_group<T, 32>(args, grid, stream);
 }
 
 }  // namespace twilight::cuda::base

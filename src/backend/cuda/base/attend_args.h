@@ -38,6 +38,7 @@ struct AttendArgs {
   std::int64_t out_seq_stride = 0;
   /// [B, Hq, kMaxSplits, D + 2]: maximum (log2), sum, weighted values.
   float* partials = nullptr;
+  int page_shift = -1;   ///< log2 of the page size, -1 where it is no power of two
   bool aligned = false;  ///< rows of K and V start at multiples of 16 bytes
 };
 

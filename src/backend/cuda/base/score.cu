@@ -247,7 +247,8 @@ void score_pages(const ScorePagesParams& params, const DeviceSubset& seqs, Arena
     stride = std::min(pages, arena.free_bytes() / (rows * std::int64_t{sizeof(float)}));
     log_mass = arena.take<float>("log masses of pages", rows * stride);
   }
-  const std::size_t group_bytes = static_cast<std::size_t>(group) * sizeof(float);
+  // Whole vectors: the compiler reads up to four floats at once.
+  const std::size_t group_bytes = align_up(static_cast<std::size_t>(group) * sizeof(float), 16);
   page_log_mass_kernel<<<grid, kThreads, query_bytes + group_bytes, stream>>>(params, seqs,
                                                                               log_mass, stride);
   check_launch("page_log_mass");
