@@ -74,7 +74,11 @@ Sweep make_sweep(const ParetoFlags& flags) {
       add_over_fractions(name, name, ranks_pages(policy));
       continue;
     }
-    for (const double p : flags.ps) {
+    std::vector<double> ps = flags.ps;  // and the preset's own
+    const bool listed = std::any_of(ps.begin(), ps.end(),
+                                    [&](double p) { return static_cast<float>(p) == policy.p; });
+    if (!listed) ps.push_back(static_cast<double>(policy.p));
+    for (const double p : ps) {
       attention.p = p;
       add_over_fractions(name, name + " p " + digits3(p), ranks_pages(policy));
     }
@@ -96,6 +100,15 @@ std::unique_ptr<Task> make_task(const ParetoFlags& flags) {
   needles.name = flags.task;
   if (flags.task == "niah") needles.keys = flags.keys;
   return make_needle_task(needles);
+}
+
+// Whether a point is a preset as it comes, with no budget or p but its own.
+bool is_own_point(const Sweep& sweep, std::size_t i) {
+  const std::string& name = sweep.series[i];
+  if (name == "quest" || name == "profile") return false;
+  const SparsePolicy own = make_policy(name);
+  const SparsePolicy& policy = sweep.presets[i].policy;
+  return own.prune && own.p == policy.p && own.candidate_fraction == policy.candidate_fraction;
 }
 
 bool is_paper_point(const Sweep& sweep, std::size_t i) {
@@ -136,6 +149,8 @@ ParetoData make_data(const Lab& lab, const Sweep& sweep, const ParetoFlags& flag
     point.value = value;
     if (is_paper_point(sweep, i)) {
       point.mark = point.series + " p " + digits3(static_cast<double>(sweep.presets[i].policy.p));
+    } else if (is_own_point(sweep, i)) {
+      point.mark = point.series;
     }
     points.push_back({point.bytes, point.loss});
     data.points.push_back(std::move(point));
@@ -154,7 +169,7 @@ nlohmann::ordered_json data_json(const Lab& lab, const Sweep& sweep, const Paret
     const ParetoPoint& point = data.points[next++];
     result["loss"] = point.loss;
     result["loss_half_width"] = point.half_width;
-    result["paper_point"] = !point.mark.empty();
+    result["paper_point"] = is_paper_point(sweep, i);
     result["on_front"] = point.on_front;
   }
   return out;
