@@ -1,6 +1,6 @@
 // Decode attention against the read bandwidth of the machine, measured in the same run.
 //
-//   attend_bench [threads [isa [repeats [head-major|page-major]]]]
+//   attend_bench [threads [isa [repeats [head-major|page-major [all|sparse]]]]]
 //
 // head-major is the layout of KvCache, each head's pages in the order of the tokens; page-major is
 // [page, head, slot, D] in shuffled physical pages, the worst a caller's own cache may look like.
@@ -334,12 +334,14 @@ int main(int argc, char** argv) {
     return 2;
   }
   Bench bench(threads, isa, repeats, layout == "head-major");
-  bench.dense({1, 32, 8, 128, 512});  // 2 MiB: the arithmetic alone
-  bench.dense({1, 32, 8, 128, 32768});
-  bench.dense({8, 32, 8, 128, 32768});
-  bench.dense({1, 32, 8, 64, 32768});
-  bench.dense({1, 8, 8, 128, 32768});
-  bench.dense({1, 64, 8, 128, 32768});
+  if (argc <= 5 || std::strcmp(argv[5], "sparse") != 0) {
+    bench.dense({1, 32, 8, 128, 512});  // 2 MiB: the arithmetic alone
+    bench.dense({1, 32, 8, 128, 32768});
+    bench.dense({8, 32, 8, 128, 32768});
+    bench.dense({1, 32, 8, 64, 32768});
+    bench.dense({1, 8, 8, 128, 32768});
+    bench.dense({1, 64, 8, 128, 32768});
+  }
 
   Cache one = bench.make_cache({1, 32, 8, 128, 32768});
   Cache eight = bench.make_cache({8, 32, 8, 128, 32768});

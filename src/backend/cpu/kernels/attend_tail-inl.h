@@ -9,7 +9,8 @@ TWILIGHT_BEFORE_NAMESPACE();
 namespace twilight::cpu::TWILIGHT_ISA {
 namespace {
 
-constexpr int kTailBlock = 64;  // pages whose weights are held at once
+constexpr int kTailBlock = 64;           // pages whose weights are held at once
+constexpr std::int64_t kTailAhead = 96;  // pages whose records are prefetched before their turn
 constexpr int kTailMaxDim = 512;
 constexpr float kTailLog2E = 1.44269504F;
 
@@ -53,30 +54,36 @@ class TailSums {
       if (largest > 0) m_[h] = tail_.shift[first_ + h] * kTailLog2E + std::log2(largest);
     }
     std::int64_t i = 0;
+    for (; i < std::min<std::int64_t>(kTailAhead, tail_.page_count); ++i) prefetch(tail_.pages[i]);
+    i = 0;
     while (i < tail_.page_count) {
-      // Runs without a dropped token are common where pages are kept whole.
-      if (i + kLanes <= tail_.page_count) {
-        VF any = hn::LoadU(df, rows + i);
-        for (int h = 1; h < H; ++h) {
-          any = hn::Max(any, hn::LoadU(df, rows + h * tail_.mass_stride + i));
+      const std::int64_t far = std::min(i + kTailAhead + kLanes, tail_.page_count);
+      for (std::int64_t j = i + kTailAhead; j < far; ++j) prefetch(tail_.pages[j]);
+      VF masses[H];
+      VF any = hn::Zero(df);
+      const std::int64_t size = std::min<std::int64_t>(kLanes, tail_.page_count - i);
+      for (int h = 0; h < H; ++h) {
+        const float* row = rows + h * tail_.mass_stride + i;
+        alignas(64) float lanes[kLanes] = {};
+        if (size < kLanes) {
+          std::memcpy(lanes, row, static_cast<std::size_t>(size) * sizeof(float));
+          row = lanes;
         }
-        if (hn::AllFalse(df, hn::Gt(any, hn::Zero(df)))) {
-          i += kLanes;
-          continue;
-        }
+        masses[h] = hn::LoadU(df, row);
+        any = hn::Max(any, masses[h]);
       }
-      const std::int64_t end = std::min<std::int64_t>(i + kLanes, tail_.page_count);
-      for (; i < end; ++i) {
-        bool any = false;
-        for (int h = 0; h < H; ++h) {
-          const float mass = rows[h * tail_.mass_stride + i];
-          any |= mass > 0;
-          w_[h][count_] = mass * lift[h] * inverse[h];
-        }
-        if (!any) continue;
-        push(tail_.pages[i]);
-        if (count_ == kTailBlock) flush();
+      // Pages that keep every token are common.
+      const auto dropped = hn::Gt(any, hn::Zero(df));
+      std::uint8_t bytes[8] = {};
+      hn::StoreMaskBits(df, dropped, bytes);
+      std::uint32_t bits = bytes[0] | static_cast<std::uint32_t>(bytes[1]) << 8;
+      if (count_ + kLanes > kTailBlock) flush();
+      for (int h = 0; h < H; ++h) {
+        const VF w = hn::Mul(hn::Mul(masses[h], hn::Set(df, lift[h])), hn::Set(df, inverse[h]));
+        hn::StoreU(hn::Compress(w, dropped), df, w_[h] + count_);
       }
+      for (; bits != 0; bits &= bits - 1) push(tail_.pages[i + __builtin_ctz(bits)]);
+      i += kLanes;
     }
     flush();
   }
@@ -92,6 +99,7 @@ class TailSums {
         continue;
       }
       if (!(tail_.scores[page] >= tail_.lowest_far_score)) continue;
+      prefetch(page);
       for (int h = 0; h < H; ++h) {
         w_[h][count_] = rows[h * tail_.far_stride + page] * kTailLog2E;
       }
@@ -135,9 +143,14 @@ class TailSums {
     const std::int64_t page = tail_.block_table[page_idx];
     codes_[count_] = tail_.codes + page * tail_.codes_stride;
     params_[count_] = tail_.params + page * tail_.params_stride;
-    for (std::int64_t at = 0; at < bytes_; at += 64) __builtin_prefetch(codes_[count_] + at, 0, 3);
-    __builtin_prefetch(params_[count_], 0, 3);
     ++count_;
+  }
+
+  void prefetch(std::int64_t page_idx) const {
+    const std::int64_t page = tail_.block_table[page_idx];
+    const std::byte* codes = tail_.codes + page * tail_.codes_stride;
+    for (std::int64_t at = 0; at < bytes_; at += 64) __builtin_prefetch(codes + at, 0, 3);
+    __builtin_prefetch(tail_.params + page * tail_.params_stride, 0, 3);
   }
 
   // Makes log weights weights under the new maximum.
@@ -184,13 +197,16 @@ class TailSums {
       l_[h] += hn::GetLane(hn::SumOfLanes(df, sum));
     }
     std::int64_t at = 0;
-    for (; at + kChunks * kLanes <= bytes_; at += kChunks * kLanes) accumulate<kChunks>(at);
-    for (; at < bytes_; at += kLanes) accumulate<1>(at);
+    for (; at + kChunks * kLanes <= bytes_; at += kChunks * kLanes) {
+      accumulate<kChunks, true>(at);
+    }
+    for (; at + kLanes <= bytes_; at += kLanes) accumulate<1, true>(at);
+    if (at < bytes_) accumulate<1, false>(at);
     count_ = 0;
   }
 
-  // Bytes [at, at + kVectors * kLanes) of the codes; past the record, zeros.
-  template <int kVectors>
+  // Bytes [at, at + kVectors * kLanes) of the codes; past the record, zeros unless kWhole.
+  template <int kVectors, bool kWhole>
   HWY_INLINE void accumulate(std::int64_t at) {
     const DF df;
     VF acc[H * kVectors * 2];
@@ -201,11 +217,11 @@ class TailSums {
         acc[h * kVectors * 2 + c] = hn::Load(df, o_ + h * kTailMaxDim + at * 2 + c * kLanes);
       }
     }
-    const bool whole = at + kVectors * kLanes <= bytes_;
     for (int t = 0; t < count_; ++t) {
       const auto* from = reinterpret_cast<const std::uint8_t*>(codes_[t]) + at;
-      alignas(16) std::uint8_t part[kLanes] = {};
-      if (!whole) {
+      alignas(16) std::uint8_t part[kVectors * kLanes];
+      if constexpr (!kWhole) {
+        std::memset(part, 0, sizeof(part));
         std::memcpy(part, from, static_cast<std::size_t>(bytes_ - at));
         from = part;
       }
