@@ -47,8 +47,9 @@ void AttentionFlags::add(CLI::App& command) {
                   "Contexts up to this many tokens stay dense; auto measures it on this machine")
       ->group(group);
   command
-      .add_option("--selector", selector,
-                  "Candidate pages: full, quest, centroid, sub_centroid, streaming, oracle")
+      .add_option(
+          "--selector", selector,
+          "Candidate pages: full, quest, centroid, half_centroid, sub_centroid, streaming, oracle")
       ->group(group);
   command
       .add_option("--candidate-mass", candidate_mass,

@@ -78,7 +78,8 @@ enum twl_selector {
   TWL_SELECTOR_STREAMING = 3,   /* first and recent tokens alone */
   TWL_SELECTOR_ORACLE = 4,      /* true weights, reads every key: for studies */
   TWL_SELECTOR_CENTROID = 5,    /* pages ranked by estimated mass: mean and most deviant key */
-  TWL_SELECTOR_SUB_CENTROID = 6 /* the same from means of quarter pages */
+  TWL_SELECTOR_SUB_CENTROID = 6, /* the same from means of quarter pages */
+  TWL_SELECTOR_HALF_CENTROID = 7 /* of half pages */
 };
 
 enum twl_criterion {

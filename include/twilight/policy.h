@@ -18,8 +18,9 @@ struct SparsePolicy {
 
   /// "dense" reads everything and ignores the rest. Otherwise a selector scores pages and yields
   /// candidates: "full" (every page), "quest" (min / max bounds), "centroid" (mean and most deviant
-  /// key), "sub_centroid" (means of quarter pages), "streaming" (sinks and recent pages alone),
-  /// "oracle" (true weights, reads every key: for tests and studies).
+  /// key), "half_centroid" and "sub_centroid" (means of half and of quarter pages), "streaming"
+  /// (sinks and recent pages alone), "oracle" (true weights, reads every key: for tests and
+  /// studies).
   std::string selector = "dense";
 
   /// Candidate budget in tokens: clamp(ceil(candidate_fraction * N), min_candidates,
@@ -29,7 +30,7 @@ struct SparsePolicy {
   std::int32_t max_candidates = 8192;
   /// Stop taking candidate pages once they hold this estimated share of the attention mass, in
   /// [0, 1); the budget above stays the cap and min_candidates the floor. 0: always the whole
-  /// budget. Only for "centroid" and "sub_centroid", whose scores are masses.
+  /// budget. Only for the centroid selectors, whose scores are masses.
   double candidate_mass = 0;
 
   /// Whether candidates are pruned to their top-p set or all kept.
@@ -41,7 +42,7 @@ struct SparsePolicy {
   /// estimated mass.
   bool tail = false;
   /// Whether pages outside the candidates count too, by the mass their summary predicts; needs
-  /// `tail` and a selector whose scores are masses ("centroid", "sub_centroid").
+  /// `tail` and a centroid selector, whose scores are masses.
   bool far_tail = false;
   /// Such pages are left out below this multiple of the mean page's share, 0 or more.
   float far_floor = 0.2F;

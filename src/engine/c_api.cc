@@ -13,11 +13,12 @@ namespace {
 constexpr std::size_t kMessageBytes = 1024;
 thread_local char last_error[kMessageBytes] = "";
 
-constexpr const char* kSelectors[] = {"dense",  "full",     "quest",       "streaming",
-                                      "oracle", "centroid", "sub_centroid"};
+constexpr const char* kSelectors[] = {"dense",  "full",     "quest",        "streaming",
+                                      "oracle", "centroid", "sub_centroid", "half_centroid"};
 static_assert(TWL_SELECTOR_DENSE == 0 && TWL_SELECTOR_FULL == 1 && TWL_SELECTOR_QUEST == 2 &&
               TWL_SELECTOR_STREAMING == 3 && TWL_SELECTOR_ORACLE == 4 &&
-              TWL_SELECTOR_CENTROID == 5 && TWL_SELECTOR_SUB_CENTROID == 6);
+              TWL_SELECTOR_CENTROID == 5 && TWL_SELECTOR_SUB_CENTROID == 6 &&
+              TWL_SELECTOR_HALF_CENTROID == 7);
 constexpr const char* kCriteria[] = {"per_head", "group_mean"};
 static_assert(TWL_CRITERION_PER_HEAD == 0 && TWL_CRITERION_GROUP_MEAN == 1);
 static_assert(TWL_F32 == static_cast<int>(DType::kF32) &&

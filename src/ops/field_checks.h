@@ -113,7 +113,7 @@ struct FieldChecks {
   }
 
   void format(const IndexFormat& format, const PagedKvView& kv) const {
-    in_range("index.format.summary", static_cast<std::int64_t>(format.summary), 0, 4);
+    in_range("index.format.summary", static_cast<std::int64_t>(format.summary), 0, 5);
     in_range("index.format.layout", static_cast<std::int64_t>(format.layout), 0, 1);
     require(format.key_bits == 0 || format.key_bits == 2 || format.key_bits == 4 ||
                 format.key_bits == 8,

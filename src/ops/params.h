@@ -85,11 +85,11 @@ struct CopyPagesParams {
 ///
 /// kQuestBf16, kQuest4: max over the group's heads of sum_d max(q_d min_d, q_d max_d), times scale.
 ///
-/// kCentroid, kSubCentroid: log of the page's estimated softmax mass over all sealed pages, mean
-/// over the group. With a_i = scale q . mean_i, n_i the tokens it covers, v = scale^2 |q|^2
-/// variance / 2 and b = a_0 + scale q . deviant, a head's log mass of a page is
+/// kCentroid, kHalfCentroid, kSubCentroid: log of the page's estimated softmax mass over all sealed
+/// pages, mean over the group. With a_i = scale q . mean_i, n_i the tokens it covers, v = scale^2
+/// |q|^2 variance / 2 and b = a_0 + scale q . deviant, a head's log mass of a page is
 ///   kCentroid      log((P - 1) exp(a_0 + v) + exp(b))
-///   kSubCentroid   log(sum_i n_i exp(a_i + v))
+///   the others     log(sum_i n_i exp(a_i + v))
 /// the page's share exp(l - log sum_pages exp(l)), and the score log(mean_g share_g).
 struct ScorePagesParams {
   SeqSubset seqs;
@@ -98,7 +98,7 @@ struct ScorePagesParams {
   KeyIndexView index;
   float scale = 0;          ///< 1 / sqrt(D)
   float* scores = nullptr;  ///< [B, Hkv, page_stride]; entries of sealed pages are written
-  /// Each head's log mass of each sealed page, kCentroid and kSubCentroid; null where not wanted.
+  /// Each head's log mass of each sealed page, centroid kinds; null where not wanted.
   float* log_masses = nullptr;  ///< [B, Hq, page_stride]
   std::int64_t page_stride = 0;
 };
@@ -142,7 +142,7 @@ enum class SelectMode : std::int32_t {
 /// the rest are the best scores, ties to the lower page. The list is ascending. NaN scores rank
 /// last.
 ///
-/// `mass` in (0, 1) may stop earlier, for scores that are logs of mass (kCentroid, kSubCentroid):
+/// `mass` in (0, 1) may stop earlier, for scores that are logs of mass (centroid kinds):
 /// at the fewest best pages whose mass, with that of the forced sealed pages, reaches `mass` times
 /// the sum over all sealed pages, but not below `mass_floor` tokens (pages with forced tokens
 /// included, rounded up to pages). 0 takes the whole budget.

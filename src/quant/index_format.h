@@ -38,22 +38,33 @@ enum class SummaryKind : std::int32_t {
   kCentroid = 3,
   /// Rotated means of kSubCentroids runs of ceil(P / kSubCentroids) tokens, 4 bits each: 2 D bytes.
   kSubCentroid = 4,
+  /// Rotated means of the page's two runs of ceil(P / 2) tokens, 4 bits each: D bytes.
+  kHalfCentroid = 5,
 };
 
-inline constexpr int kSubCentroids = 4;
+inline constexpr int kSubCentroids = 4;  ///< the most means a summary holds
 
-/// Means a summary holds: 0, 1 or kSubCentroids.
+/// Means a summary holds: 0, 1, 2 or kSubCentroids.
 [[nodiscard]] constexpr int num_centroids(SummaryKind kind) {
-  return kind == SummaryKind::kCentroid ? 1 : kind == SummaryKind::kSubCentroid ? kSubCentroids : 0;
+  switch (kind) {
+    case SummaryKind::kCentroid:
+      return 1;
+    case SummaryKind::kHalfCentroid:
+      return 2;
+    case SummaryKind::kSubCentroid:
+      return kSubCentroids;
+    default:
+      return 0;
+  }
 }
 /// Tokens a mean covers.
 [[nodiscard]] constexpr int centroid_tokens(SummaryKind kind, int page_size) {
-  return kind == SummaryKind::kSubCentroid ? (page_size + kSubCentroids - 1) / kSubCentroids
-                                           : page_size;
+  const int means = num_centroids(kind);
+  return means > 1 ? (page_size + means - 1) / means : page_size;
 }
 
 /// Bytes of one (page, KV head) summary; at D = 128: 512 (kQuestBf16), 144 (kQuest4), 128
-/// (kCentroid), 256 (kSubCentroid).
+/// (kCentroid, kHalfCentroid), 256 (kSubCentroid).
 [[nodiscard]] constexpr std::int64_t summary_record_bytes(SummaryKind kind, int head_dim) {
   switch (kind) {
     case SummaryKind::kNone:
@@ -63,6 +74,7 @@ inline constexpr int kSubCentroids = 4;
     case SummaryKind::kQuest4:
       return head_dim + 16;
     case SummaryKind::kCentroid:
+    case SummaryKind::kHalfCentroid:
       return head_dim;
     case SummaryKind::kSubCentroid:
       return std::int64_t{kSubCentroids} * head_dim / 2;
@@ -91,7 +103,7 @@ inline constexpr int kSubCentroids = 4;
 /// Scales of a page's rotated vectors and value mean, one record per (page, KV head) of f16 values.
 /// The plane exists where the format has centroids, 2-bit estimates or value means.
 struct PageParams {
-  /// Scale of each mean (kSubCentroid), or of the mean and the deviant residual (kCentroid).
+  /// Scale of each mean, or of the mean and the deviant residual (kCentroid).
   std::uint16_t centre_scale[kSubCentroids];
   /// Mean over tokens and channels of the squared residual.
   std::uint16_t variance;
@@ -218,7 +230,7 @@ struct KeyIndexView {
   }
   /// Codes of the means that centre the 2-bit estimates of a page.
   [[nodiscard]] constexpr std::byte* centres(std::int64_t page, std::int64_t head, int page_size,
-                                   int head_dim) const {
+                                             int head_dim) const {
     if (!format.own_centre()) return summary(page, head);
     return estimate(page, head) + estimate_record_bytes(format, page_size, head_dim) -
            nibble_bytes(head_dim);

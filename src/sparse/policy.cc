@@ -89,7 +89,8 @@ void validate_policy(const SparsePolicy& policy) {
   require(policy.candidate_mass >= 0 && policy.candidate_mass < 1, "policy", "candidate_mass, got ",
           policy.candidate_mass, ", accepted 0 to below 1");
   require(policy.candidate_mass == 0 || num_centroids(selector->summary()) > 0, "policy",
-          "candidate_mass with selector '", policy.selector, "', accepted centroid, sub_centroid");
+          "candidate_mass with selector '", policy.selector,
+          "', accepted centroid, half_centroid, sub_centroid");
   require(policy.criterion == "per_head" || policy.criterion == "group_mean", "policy",
           "criterion, got '", policy.criterion, "', accepted per_head, group_mean");
   require(
@@ -97,7 +98,7 @@ void validate_policy(const SparsePolicy& policy) {
       "tail without pruning: nothing is dropped that it could stand for, accepted prune = true");
   require(!policy.far_tail || (policy.tail && num_centroids(selector->summary()) > 0), "policy",
           "far_tail with tail ", policy.tail ? "on" : "off", " and selector '", policy.selector,
-          "', accepted with tail on and selector centroid or sub_centroid");
+          "', accepted with tail on and selector centroid, half_centroid, sub_centroid");
   require(policy.far_floor >= 0 && policy.far_floor <= 1e6F, "policy", "far_floor, got ",
           policy.far_floor, ", accepted 0 to 1e6");
   in_range("min_tokens", policy.min_tokens, 0, kMaxTokens);

@@ -56,7 +56,9 @@ class CentroidSelector final : public Selector {
  public:
   explicit CentroidSelector(SummaryKind kind) : kind_(kind) {}
   [[nodiscard]] std::string_view name() const override {
-    return kind_ == SummaryKind::kCentroid ? "centroid" : "sub_centroid";
+    return kind_ == SummaryKind::kCentroid       ? "centroid"
+           : kind_ == SummaryKind::kHalfCentroid ? "half_centroid"
+                                                 : "sub_centroid";
   }
   [[nodiscard]] SelectMode mode() const override { return SelectMode::kByScore; }
   [[nodiscard]] SummaryKind summary() const override { return kind_; }
@@ -148,12 +150,15 @@ std::unique_ptr<Selector> make_selector(const SparsePolicy& policy) {
   if (policy.selector == "centroid") {
     return std::make_unique<CentroidSelector>(SummaryKind::kCentroid);
   }
+  if (policy.selector == "half_centroid") {
+    return std::make_unique<CentroidSelector>(SummaryKind::kHalfCentroid);
+  }
   if (policy.selector == "sub_centroid") {
     return std::make_unique<CentroidSelector>(SummaryKind::kSubCentroid);
   }
   if (policy.selector == "oracle") return std::make_unique<OracleSelector>();
   fail(ErrorCode::kInvalidArgument, "policy", "unknown selector, got '", policy.selector,
-       "', accepted dense, full, quest, centroid, sub_centroid, streaming, oracle");
+       "', accepted dense, full, quest, centroid, half_centroid, sub_centroid, streaming, oracle");
 }
 
 }  // namespace twilight

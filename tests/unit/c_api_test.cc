@@ -375,7 +375,7 @@ TEST(CStructs, WhatTheFirstVersionCannotSay) {
   EXPECT_EQ(twl_index_record_bytes(&policy, 16, 128, &bytes), TWL_INVALID_ARGUMENT);
   EXPECT_NE(std::strstr(twl_last_error(), "policy.criterion, got 2"), nullptr);
   policy.criterion = TWL_CRITERION_PER_HEAD;
-  policy.selector = TWL_SELECTOR_SUB_CENTROID + 1;
+  policy.selector = TWL_SELECTOR_HALF_CENTROID + 1;
   EXPECT_EQ(twl_index_record_bytes(&policy, 16, 128, &bytes), TWL_INVALID_ARGUMENT);
   policy.selector = TWL_SELECTOR_QUEST;
   policy.candidate_mass = 0.5;

@@ -26,7 +26,7 @@ double page_log_mass(const IndexFormat& format, const PageRecords& records, int 
   const double spread =
       0.5 * scale * scale * dot(q.data(), q) * double{f16_to_f32(records.params->variance)};
   std::vector<double> terms;
-  if (format.summary == SummaryKind::kSubCentroid) {
+  if (num_centroids(format.summary) > 1) {
     const int tokens = centroid_tokens(format.summary, page_size);
     for (int i = 0; i * tokens < page_size; ++i) {
       decode_centre(records, i, scratch);

@@ -337,13 +337,18 @@ HWY_INLINE void store_dots(const IndexVec (*dots)[kHeads], int head, int centres
     return;
   }
   HWY_ALIGN float lanes[kSubCentroids * kIndexLanes];
+  if (centres == 2) {
+    hn::StoreInterleaved2(dots[0][head], dots[1][head], df, lanes);
+    std::memcpy(to, lanes, sizeof(float) * 2 * static_cast<std::size_t>(count));
+    return;
+  }
   hn::StoreInterleaved4(dots[0][head], dots[1][head], dots[2][head], dots[3][head], df, lanes);
   std::memcpy(to, lanes, sizeof(float) * kSubCentroids * static_cast<std::size_t>(count));
 }
 
-// Means that centre the estimates of a page: 1, or kSubCentroids.
+// Means that centre the estimates of a page: 1, 2 or kSubCentroids.
 inline int centre_count(const IndexFormat& format) {
-  return format.summary == SummaryKind::kSubCentroid ? kSubCentroids : 1;
+  return std::max(1, num_centroids(format.summary));
 }
 
 // Dots of a batch's means with heads [first_head, first_head + heads):
@@ -459,14 +464,14 @@ void log_masses(const IndexUnit& unit, const std::byte* query, std::int64_t page
   const int head_dim = unit.kv.head_dim;
   const int page_size = unit.kv.page_size;
   const IndexFormat& format = unit.index.format;
-  const bool sub = format.summary == SummaryKind::kSubCentroid;
   const int centres = centre_count(format);
-  const int rows_per_page = sub ? kSubCentroids : 2;
+  const bool sub = centres > 1;
+  const int rows_per_page = sub ? centres : 2;
   const std::int64_t record_bytes = summary_record_bytes(format.summary, head_dim);
   float covered[kSubCentroids] = {};
   int runs = 0;
   const int tokens = centroid_tokens(format.summary, page_size);
-  for (; sub && runs < kSubCentroids && runs * tokens < page_size; ++runs) {
+  for (; sub && runs < centres && runs * tokens < page_size; ++runs) {
     covered[runs] = static_cast<float>(std::min(tokens, page_size - runs * tokens));
   }
   const auto* constants = reinterpret_cast<const CentreHead*>(query);

@@ -62,6 +62,7 @@ struct SlotCentres {
     auto index = hn::Zero(di32);
 #pragma GCC unroll 3
     for (int i = 1; i < kSubCentroids; ++i) {
+      if (i >= centres) break;
       const auto from = hn::Gt(slot, hn::Set(di32, i * tokens - 1));
       index = hn::IfThenElse(from, hn::Set(di32, i), index);
     }

@@ -139,8 +139,9 @@ __global__ void __launch_bounds__(kThreads)
   const SummaryKind kind = params.index.format.summary;
   const int page_size = kv.page_size;
   const int run = centroid_tokens(kind, page_size);
-  const int means = kind == SummaryKind::kSubCentroid ? (page_size + run - 1) / run : 1;
-  const int vectors = kind == SummaryKind::kSubCentroid ? means : 2;
+  const bool runs = num_centroids(kind) > 1;
+  const int means = runs ? (page_size + run - 1) / run : 1;
+  const int vectors = runs ? means : 2;
   for (int page_idx = blockIdx.x * kWarps + warp; page_idx < pages;
        page_idx += gridDim.x * kWarps) {
     const std::int64_t page = kv.page_of(seq, page_idx);
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       const float spread = spreads[g] * variance;
       float mass = 0;
-      if (kind == SummaryKind::kSubCentroid) {
+      if (runs) {
         mass = -INFINITY;
         for (int i = 0; i < means; ++i) {
           const int covered = min(run, page_size - i * run);
