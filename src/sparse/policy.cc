@@ -40,9 +40,9 @@ SparsePolicy make_policy(const std::string& preset) {
     return policy;
   }
   if (preset == "adaptive") {
-    policy.selector = "centroid";
+    policy.selector = "half_centroid";
     policy.criterion = "group_mean";
-    policy.p = 0.9F;
+    policy.p = 0.85F;
     policy.tail = true;
     policy.key_bits = 2;
     return policy;
