@@ -21,8 +21,7 @@ BUDGETS = [
     # Generic kernels: correct for every shape, fast for none. A few bytes of spills at a register
     # limit chosen by the compiler are no loss there.
     (r"base::.*attend_kernel<.*, \d+, 8>", (255, 0)),
-    (r"base::.*attend_kernel<.*, \d+, 4>", (168, 0)),
-    (r"base::.*attend_kernel<.*, \d+, 1>", (128, 16)),
+    (r"base::.*attend_kernel<.*, \d+, [14]>", (128, 0)),
     (r"base::.*attend_prefill_kernel", (168, 0)),
     (r"base::.*", (128, 16)),
 ]

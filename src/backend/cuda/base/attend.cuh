@@ -56,28 +56,6 @@ struct AttendState {
   }
 };
 
-/// Sums kScores values over kLanes lanes. Lane i keeps sums i * kScores / kLanes and on, in front.
-template <int kLanes, int kScores>
-__device__ void sum_and_spread(float (&x)[kScores], int lane) {
-  int left = kScores;
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    if (left == 1) {
-      x[0] += __shfl_xor_sync(kFullMask, x[0], step);
-      continue;
-    }
-    left /= 2;
-    const bool upper = (lane & step) != 0;
-#pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
-      if (i >= left) break;
-      const float mine = upper ? x[i + left] : x[i];
-      const float theirs = upper ? x[i] : x[i + left];
-      x[i] = mine + __shfl_xor_sync(kFullMask, theirs, step);
-    }
-  }
-}
-
 template <int kLanes, int kHeads>
 __device__ void merge_lanes(AttendState<kHeads>& state) {
 #pragma unroll
@@ -182,7 +160,9 @@ struct TailPages {
 };
 
 template <typename T, int kLanes, int kHeads>
-__global__ void __launch_bounds__(kAttendThreads)
+__global__ void __launch_bounds__(kAttendThreads, kHeads == 1   ? 6
+                                                  : kHeads <= 4 ? 4
+                                                                : 2)
     attend_kernel(const __grid_constant__ AttendArgs args) {
   constexpr int kWarps = kAttendThreads / 32;
   constexpr int kGroups = kAttendThreads / kLanes;
@@ -220,16 +200,6 @@ __global__ void __launch_bounds__(kAttendThreads)
     for (int i = 0; i < 8; ++i) q[h][i] = valid ? row[i] * args.scale_log2 : 0.0F;
   }
 
-  // A group's scores of kUnroll tokens end up spread over its lanes, kOwned each (or kCopies lanes
-  // with the same one): maxima, exponentials and sums are taken once, not by every lane.
-  constexpr int kScores = kHeads * kUnroll;
-  constexpr int kOwned = kScores > kLanes ? kScores / kLanes : 1;
-  constexpr int kCopies = kLanes > kScores ? kLanes / kScores : 1;
-  constexpr int kHeadLanes = kLanes / kHeads;
-  static_assert(kOwned <= kUnroll && kHeadLanes >= 1);
-  const int first_owned = lane / kCopies * kOwned;
-  float own_max = -INFINITY;
-  float own_sum = 0;
   AttendState<kHeads> state;
   state.clear();
   const std::int32_t* kept = args.kept != nullptr ? args.kept + unit * args.kept_stride : nullptr;
@@ -252,49 +222,34 @@ __global__ void __launch_bounds__(kAttendThreads)
         v[u].clear();
       }
     }
-    float score[kScores];  // of (head, token): h * kUnroll + u
+    float score[kUnroll][kHeads];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       float x[8];
       k[u].get(x);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        float sum = 0;
+        score[u][h] = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum = fmaf(q[h][i], x[i], sum);
-        score[h * kUnroll + u] = sum;
-      }
-    }
-    sum_and_spread<kLanes, kScores>(score, lane);
-    float top = -INFINITY;
+        for (int i = 0; i < 8; ++i) score[u][h] = fmaf(q[h][i], x[i], score[u][h]);
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) {
-      const int u = (first_owned + i) % kUnroll;
-      if (base + u * kGroups + token_group >= end) score[i] = -INFINITY;
-      top = fmaxf(top, score[i]);
-    }
-#pragma unroll
-    for (int step = 1; step < kHeadLanes; step *= 2) {
-      top = fmaxf(top, __shfl_xor_sync(kFullMask, top, step));
-    }
-    top = fmaxf(top, own_max);
-    const float shift = top == -INFINITY ? 0.0F : top;
-    const bool rises = top != own_max;
-    if (__any_sync(kFullMask, rises)) {
-      const float factor = rises ? exp2f(own_max - shift) : 1.0F;
-      own_sum *= factor;
-      own_max = top;
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        const float head_factor = __shfl_sync(kFullMask, factor, h * kHeadLanes, kLanes);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) state.acc[h][i] *= head_factor;
+        for (int step = kLanes / 2; step > 0; step /= 2) {
+          score[u][h] += __shfl_xor_sync(kFullMask, score[u][h], step);
+        }
+        if (base + u * kGroups + token_group >= end) score[u][h] = -INFINITY;
       }
     }
 #pragma unroll
-    for (int i = 0; i < kOwned; ++i) {
-      score[i] = exp2f(score[i] - shift);  // now the weight
-      own_sum += score[i];
+    for (int h = 0; h < kHeads; ++h) {
+      float top = score[0][h];
+#pragma unroll
+      for (int u = 1; u < kUnroll; ++u) top = fmaxf(top, score[u][h]);
+      const float shift = state.raise(h, top);
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        score[u][h] = exp2f(score[u][h] - shift);  // now the weight
+        state.sum[h] += score[u][h];
+      }
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -302,24 +257,10 @@ __global__ void __launch_bounds__(kAttendThreads)
       v[u].get(x);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        const int at = h * kUnroll + u;
-        const float weight =
-            __shfl_sync(kFullMask, score[at % kOwned], at / kOwned * kCopies, kLanes);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) state.acc[h][i] = fmaf(weight, x[i], state.acc[h][i]);
+        for (int i = 0; i < 8; ++i) state.acc[h][i] = fmaf(score[u][h], x[i], state.acc[h][i]);
       }
     }
-  }
-  // Every lane gets every head's maximum and sum.
-  if (lane % kCopies != 0) own_sum = 0;
-#pragma unroll
-  for (int step = 1; step < kHeadLanes; step *= 2) {
-    own_sum += __shfl_xor_sync(kFullMask, own_sum, step);
-  }
-#pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    state.max[h] = __shfl_sync(kFullMask, own_max, h * kHeadLanes, kLanes);
-    state.sum[h] = __shfl_sync(kFullMask, own_sum, h * kHeadLanes, kLanes);
   }
 
   if (args.tail.mass != nullptr) {

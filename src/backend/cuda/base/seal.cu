@@ -94,8 +94,7 @@ template <typename T>
 class Page {
  public:
   __device__ Page(const SealPagesParams& params, Shared& shared)
-      : params_(params),
-        kv_(params.kv),
+      : kv_(params.kv),
         index_(params.index),
         format_(params.index.format),
         s_(shared),
@@ -373,7 +372,6 @@ class Page {
     }
   }
 
-  const SealPagesParams& params_;
   const PagedKvView& kv_;
   const KeyIndexView& index_;
   const IndexFormat& format_;
