@@ -103,7 +103,8 @@ class Check {
                   support.reason.c_str());
       return false;
     }
-    cuda_fast::launch_fast_step(params, ids, p, 0, nullptr, options);
+    cuda_fast::launch_fast_step(params, {ids, 0, params.attend.seqs.count}, {p, 0.0F}, 0, nullptr,
+                                options);
     bench::check_cuda(cudaDeviceSynchronize(), (case_.name + " step").c_str());
     const auto back = [](auto& host, const auto* from) {
       bench::check_cuda(cudaMemcpy(host.data(), from, host.size() * sizeof(host[0]),
@@ -351,7 +352,7 @@ int main(int argc, char** argv) {
       Check check(c);
       Worst worst;
       bool ok = true;
-      for (const Shape shape : {Shape{512, 1}, Shape{256, 1}, Shape{1024, 1}, Shape{512, 2}, Shape{512, 8}}) {
+      for (const Shape shape : {Shape{512, 1}, Shape{1024, 1}, Shape{512, 2}, Shape{512, 8}}) {
         ok = check.run(shape, worst) && ok;
       }
       ++count;

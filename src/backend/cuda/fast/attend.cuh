@@ -18,14 +18,6 @@ struct ValueSums {
   float o[4][4] = {};
 };
 
-template <class C>
-__device__ __forceinline__ const std::uint8_t* row_address(const Step<C>& step, const Plane& plane,
-                                                           std::int32_t token_stride,
-                                                           std::uint32_t row) {
-  return step.record(plane, static_cast<int>(row / kPage)) +
-         static_cast<std::int64_t>(row % kPage) * token_stride;
-}
-
 /// Scores of rows [first, first + count) of the list into chunk_scores; maxima into reduce.
 template <class C>
 __device__ void score_rows(const Step<C>& step, int first, int count) {
@@ -40,6 +32,11 @@ __device__ void score_rows(const Step<C>& step, int first, int count) {
         row_address(step, step.args.k, step.args.k_token_stride, row) + 16 * step.t();
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) x[i] = load_stream16(at + 64 * i);
+    // The values come next.
+    if (step.t() < C::kDim / 64) {
+      prefetch_line(row_address(step, step.args.v, step.args.v_token_stride, row) +
+                    128 * step.t());
+    }
   };
   const auto finish = [&](int tile, const uint4 (&x)[kChunks]) {
     float acc[4] = {};
@@ -119,21 +116,11 @@ __device__ float add_values(const Step<C>& step, int first, int count, ValueSums
     }
   };
   constexpr int kStride = C::kValueGroups;
-  int tile = step.warp() / C::kHalves;
-  if (tile < tiles) {
-    uint4 a[4];
-    uint4 b[4];
-    load(tile, a);
-    load(min(tile + kStride, tiles - 1), b);
-    while (true) {
-      finish(tile, a);
-      if (tile + kStride >= tiles) break;
-      load(min(tile + 2 * kStride, tiles - 1), a);
-      finish(tile + kStride, b);
-      if (tile + 2 * kStride >= tiles) break;
-      load(min(tile + 3 * kStride, tiles - 1), b);
-      tile += 2 * kStride;
-    }
+#pragma unroll 1
+  for (int tile = step.warp() / C::kHalves; tile < tiles; tile += kStride) {
+    uint4 x[4];
+    load(tile, x);
+    finish(tile, x);
   }
   return total;
 }
@@ -339,47 +326,17 @@ __device__ void attend(const Step<C>& step, int kept) {
   }
 }
 
-/// Kept mass of each head, the dropped weights per page and their shift, for statistics.
+/// Kept mass of each head, for statistics; after attend.
 template <class C>
-__device__ void write_masses(const Step<C>& step) {
+__device__ void write_head_mass(const Step<C>& step) {
   const StepArgs& args = step.args;
-  Fixed<C>& s = step.s;
-  if (args.tail_mass != nullptr) {
-#pragma unroll 1
-    for (int i = step.tid(); i < step.owned() * args.group; i += C::kThreads) {
-      const int local = i / args.group;
-      const int head = i % args.group;
-      args.tail_mass[(static_cast<std::int64_t>(step.problem()) * args.group + head) *
-                         args.candidate_stride +
-                     step.begin() + local] =
-          step.page_values()[local * C::kHeads + head] *
-          exp2_fast(s.norm[head] - s.head_max[head]);
-    }
-    if (step.rank() == 0 && step.tid() < args.group) {
-      args.tail_shift[step.problem() * args.group + step.tid()] = s.head_max[step.tid()] * kLn2;
-    }
-  }
-  if (args.head_mass == nullptr) return;
-#pragma unroll 1
-  for (int head = step.warp(); head < args.group; head += C::kWarps) {
-    float sum = 0;
-#pragma unroll 1
-    for (int i = step.lane(); i < step.owned(); i += 32) {
-      sum += step.page_values()[i * C::kHeads + head];
-    }
-    sum = warp_sum(sum);
-    if (step.lane() < C::kCluster) {
-      put_float<C::kCluster>(&s.dropped_mass[step.rank()][head], step.lane(), sum);
-    }
-  }
-  cluster_sync<C::kCluster>();
-  if (step.rank() == 0 && step.tid() < args.group) {
-    float dropped = 0;
-    for (int r = 0; r < C::kCluster; ++r) dropped += s.dropped_mass[r][step.tid()];
-    const float all = s.head_sum[step.tid()];
-    args.head_mass[step.problem() * args.group + step.tid()] =
-        all > 0 ? fminf(fmaxf(1.0F - dropped / all, 0.0F), 1.0F) : 0.0F;
-  }
+  const Fixed<C>& s = step.s;
+  if (args.head_mass == nullptr || step.rank() != 0 || step.tid() >= args.group) return;
+  float dropped = 0;
+  for (int r = 0; r < C::kCluster; ++r) dropped += s.dropped_mass[r][step.tid()];
+  const float all = s.head_sum[step.tid()];
+  args.head_mass[step.problem() * args.group + step.tid()] =
+      all > 0 ? fminf(fmaxf(1.0F - dropped / all, 0.0F), 1.0F) : 0.0F;
 }
 
 }  // namespace twilight::cuda_fast

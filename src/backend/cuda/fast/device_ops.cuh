@@ -28,13 +28,13 @@ __device__ __forceinline__ float log2_fast(float x) {
 }
 
 /// 16 x 32 unsigned bytes times 32 x 8 signed bytes.
-__device__ __forceinline__ void mma_u8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1,
-                                         std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
-                                         std::uint32_t b1) {
-  asm volatile(
+__device__ __forceinline__ void mma_u8s8(int& c0, int& c1, int& c2, int& c3, std::uint32_t a0,
+                                         std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
+                                         std::uint32_t b0, std::uint32_t b1) {
+  asm(
       "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "+r"(c0), "+r"(c1), "+r"(c2), "+r"(c3)
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
@@ -46,7 +46,7 @@ template <>
 __device__ __forceinline__ void mma_16<Bf16>(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                              std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
                                              std::uint32_t b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
       "{%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -56,7 +56,7 @@ template <>
 __device__ __forceinline__ void mma_16<Half>(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                              std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
                                              std::uint32_t b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
       "{%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -119,6 +119,11 @@ __device__ __forceinline__ std::uint32_t load_stream4(const std::uint8_t* at) {
   std::uint32_t v;
   asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(at));
   return v;
+}
+
+/// Asks for the 128-byte line of an address, into L2.
+__device__ __forceinline__ void prefetch_line(const std::uint8_t* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
 /// kWords consecutive 32-bit words in one load.

@@ -1,11 +1,12 @@
 #ifndef TWILIGHT_BACKEND_CUDA_FAST_ESTIMATE_CUH_
 #define TWILIGHT_BACKEND_CUDA_FAST_ESTIMATE_CUH_
 
+#include "backend/cuda/fast/prune.cuh"
 #include "backend/cuda/fast/quest.cuh"
 #include "backend/cuda/fast/score.cuh"
 
 /// Estimated token weights of this block's candidate pages: 2^(estimate - norm) in bf16,
-/// [owned page, token, head], and each page's sums. One warp a page, two pages in flight and two
+/// [owned page, g, head] pairs of tokens g and g + 8, and each page's sums. One warp a page, two pages in flight and two
 /// loading. Page sums add in an order of their own, head sums in the order of candidates, so
 /// neither depends on the launch shape.
 namespace twilight::cuda_fast {
@@ -15,10 +16,12 @@ struct EstimateRecord {
   Words<C::kSteps> codes[C::kPaper ? 2 : 1];
   uint2 scales;
 
-  __device__ __forceinline__ void load(const Step<C>& step, int i) {
-    const std::uint8_t* record = step.record(step.args.estimates, step.physical()[i]);
+  __device__ __forceinline__ void load(const Step<C>& step, const std::uint8_t* codes_at,
+                                       const std::uint8_t* scales_at, int i) {
+    const auto offset = static_cast<std::uint64_t>(static_cast<std::uint32_t>(step.physical()[i])) *
+                        step.args.estimates.page_stride;
+    const std::uint8_t* at = codes_at + offset;
     if constexpr (C::kPaper) {
-      const std::uint8_t* at = record + 16 * step.lane();
       if constexpr (C::kSteps == 4) {
         codes[0] = load_words<4>(at);
         codes[1] = load_words<4>(at + 512);
@@ -27,10 +30,10 @@ struct EstimateRecord {
         codes[0].w[0] = v.x, codes[0].w[1] = v.y;
         codes[1].w[0] = v.z, codes[1].w[1] = v.w;
       }
-      scales = load_stream8(record + 256 * C::kSteps + 8 * step.g());
+      scales = load_stream8(scales_at + offset);
     } else {
-      codes[0] = load_words<C::kSteps>(record + 4 * C::kSteps * step.lane());
-      scales.x = load_stream4(record + 128 * C::kSteps + 4 * step.g());
+      codes[0] = load_words<C::kSteps>(at);
+      scales.x = load_stream4(scales_at + offset);
     }
   }
 };
@@ -40,38 +43,36 @@ template <class C>
 struct EstimateHeads {
   float unit[C::kLaneHeads];
   float offset[C::kLaneHeads];
-  float norm[C::kLaneHeads];
-  float largest[C::kLaneHeads];
+  float norm[C::kLaneHeads];     ///< 4 bits; centres of 2-bit pages are relative to it already
+  float largest[C::kLaneHeads];  ///< estimate less norm
+  float* sums;                   ///< of this block's first page
 
   __device__ void load(const Step<C>& step) {
+    sums = step.page_sums() + step.begin() * C::kHeads;
 #pragma unroll
     for (int i = 0; i < C::kLaneHeads; ++i) {
       const int head = step.t() + 4 * i;
       unit[i] = step.s.q_step[head];
-      offset[i] = (C::kPaper ? 1.0F : 1.5F) * step.s.q_sum[head];
+      // Products of 2 bits come with 1.5 * 2^23 added, see estimate_page.
+      offset[i] = C::kPaper ? step.s.q_sum[head]
+                            : fmaf(12582912.0F, unit[i], 1.5F * step.s.q_sum[head]);
       norm[i] = step.s.norm[head];
       largest[i] = -INFINITY;
     }
   }
 };
 
-__device__ __forceinline__ float bf16_round(float x, std::uint16_t* bits) {
-  const Bf16 r = __float2bfloat16_rn(x);
-  *bits = *reinterpret_cast<const std::uint16_t*>(&r);
-  return __uint_as_float(static_cast<std::uint32_t>(*bits) << 16);
-}
-
-/// Stores the weights of tokens g and g + 8 of owned page i under head t + 4 set, and their sum.
+/// Stores the weights of tokens g and g + 8 of owned page i under a head, and their sum.
 template <class C>
-__device__ __forceinline__ void store_weights(const Step<C>& step, int i, int head, float w0,
-                                              float w1) {
-  std::uint16_t bits[2];
-  const float sum = column_sum(bf16_round(w0, &bits[0]) + bf16_round(w1, &bits[1]));
+__device__ __forceinline__ void store_weights(const Step<C>& step, float* sums, int i, int head,
+                                              float w0, float w1) {
+  const std::uint32_t pair = pack_pair<Bf16>(w0, w1);
+  const float2 rounded = unpack_pair<Bf16>(pair);
+  const float sum = column_sum(rounded.x + rounded.y);
   if (head >= C::kHeads) return;
-  step.weights()[(i * kPage + step.g()) * C::kHeads + head] = bits[0];
-  step.weights()[(i * kPage + step.g() + 8) * C::kHeads + head] = bits[1];
+  step.weights()[(i * 8 + step.g()) * C::kHeads + head] = pair;
   if (step.g() < C::kCluster) {
-    put_float<C::kCluster>(&step.page_sums()[(step.begin() + i) * C::kHeads + head], step.g(), sum);
+    put_float<C::kCluster>(sums + i * C::kHeads + head, step.g(), sum);
   }
 }
 
@@ -84,45 +85,56 @@ __device__ __forceinline__ void estimate_page(const Step<C>& step, const Estimat
     const int head = step.t() + 4 * set;
     float product[2];
     if constexpr (C::kPaper) {
-      int acc[4] = {};
+      int c0 = 0;
+      int c1 = 0;
+      int c2 = 0;
+      int c3 = 0;
 #pragma unroll
       for (int j = 0; j < C::kSteps; ++j) {
         // Two words a step: halves 0 and 1 of the step's channels.
         const int at = 2 * j;
         const std::uint32_t h0 = record.codes[at / C::kSteps].w[at % C::kSteps];
         const std::uint32_t h1 = record.codes[(at + 1) / C::kSteps].w[(at + 1) % C::kSteps];
-        mma_u8s8(acc, h0 & 0x0f0f0f0fU, (h0 >> 4) & 0x0f0f0f0fU, h1 & 0x0f0f0f0fU,
+        mma_u8s8(c0, c1, c2, c3, h0 & 0x0f0f0f0fU, (h0 >> 4) & 0x0f0f0f0fU, h1 & 0x0f0f0f0fU,
                  (h1 >> 4) & 0x0f0f0f0fU, q.b[set][2 * j], q.b[set][2 * j + 1]);
       }
-      product[0] = static_cast<float>(128 * acc[0] + acc[1]);
-      product[1] = static_cast<float>(128 * acc[2] + acc[3]);
+      product[0] = static_cast<float>(128 * c0 + c1);
+      product[1] = static_cast<float>(128 * c2 + c3);
     } else {
       // The low sum starts at the bits of 1.5 * 2^23: 128 * high + low is then a float's mantissa.
-      int acc[4] = {0, 0x4b400000, 0, 0x4b400000};
+      // Codes of tokens g + 8 stay shifted by two bits, so their product is four times as large.
+      int c0 = 0;
+      int c1 = 0x4b400000;
+      int c2 = 0;
+      int c3 = 0x4b400000;
 #pragma unroll
       for (int j = 0; j < C::kSteps; ++j) {
         const std::uint32_t w = record.codes[0].w[j];
-        mma_u8s8(acc, w & 0x03030303U, (w >> 2) & 0x03030303U, (w >> 4) & 0x03030303U,
-                 (w >> 6) & 0x03030303U, q.b[set][2 * j], q.b[set][2 * j + 1]);
+        const std::uint32_t v = w >> 4;
+        mma_u8s8(c0, c1, c2, c3, w & 0x03030303U, w & 0x0c0c0c0cU, v & 0x03030303U, v & 0x0c0c0c0cU,
+                 q.b[set][2 * j], q.b[set][2 * j + 1]);
       }
-      product[0] = __int_as_float(128 * acc[0] + acc[1]) - 12582912.0F;
-      product[1] = __int_as_float(128 * acc[2] + acc[3]) - 12582912.0F;
+      product[0] = __int_as_float(128 * c0 + c1);
+      product[1] = __int_as_float(128 * c2 + c3);
     }
     float e[2];
     if constexpr (C::kPaper) {
       const float2 first = f16_pair(record.scales.x);
       const float2 second = f16_pair(record.scales.y);
-      e[0] = first.x * (heads.unit[set] * product[0]) + first.y * heads.offset[set];
-      e[1] = second.x * (heads.unit[set] * product[1]) + second.y * heads.offset[set];
+      e[0] = first.x * (heads.unit[set] * product[0]) + (first.y * heads.offset[set] - heads.norm[set]);
+      e[1] =
+          second.x * (heads.unit[set] * product[1]) + (second.y * heads.offset[set] - heads.norm[set]);
     } else {
       const float2 scale = f16_pair(record.scales.x);
       const float centre = step.page_values()[i * C::kHeads + (head < C::kHeads ? head : 0)];
-      e[0] = scale.x * (heads.unit[set] * product[0] - heads.offset[set]) + centre;
-      e[1] = scale.y * (heads.unit[set] * product[1] - heads.offset[set]) + centre;
+      const float unit = heads.unit[set];
+      // 4 x + 1.5 * 2^23 over 4 lacks three quarters of 1.5 * 2^23.
+      e[0] = fmaf(scale.x, fmaf(unit, product[0], -heads.offset[set]), centre);
+      e[1] = fmaf(scale.y, fmaf(0.25F * unit, product[1], 9437184.0F * unit - heads.offset[set]),
+                  centre);
     }
     heads.largest[set] = fmaxf(heads.largest[set], fmaxf(e[0], e[1]));
-    store_weights(step, i, head, exp2_fast(e[0] - heads.norm[set]),
-                  exp2_fast(e[1] - heads.norm[set]));
+    store_weights(step, heads.sums, i, head, exp2_fast(e[0]), exp2_fast(e[1]));
   }
 }
 
@@ -151,11 +163,12 @@ __device__ void estimate_open_page(const Step<C>& step, int i, EstimateHeads<C>&
     for (int k = 0; k < 2; ++k) {
       const int token = 8 * half + 2 * step.t() + k;
       const bool exists = token < tokens && real;
-      if (exists) largest = fmaxf(largest, e[k]);
-      std::uint16_t bits;
-      sums += bf16_round(exists ? exp2_fast(e[k] - norm) : 0.0F, &bits);
+      if (exists) largest = fmaxf(largest, e[k] - norm);
+      const Bf16 weight = __float2bfloat16_rn(exists ? exp2_fast(e[k] - norm) : 0.0F);
+      sums += __bfloat162float(weight);
       if (head < C::kHeads && (C::kHeads == 8 || step.g() < 4)) {
-        step.weights()[(i * kPage + token) * C::kHeads + head] = bits;
+        reinterpret_cast<Bf16*>(
+            step.weights())[2 * ((i * 8 + token % 8) * C::kHeads + head) + half] = weight;
       }
     }
   }
@@ -180,6 +193,11 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
   QueryCodes<C> q;
   q.load(step);
   heads.load(step);
+  const std::uint8_t* codes_at =
+      step.args.estimates.data + step.kv_head() * step.args.estimates.head_stride;
+  const std::uint8_t* scales_at =
+      codes_at + (C::kPaper ? 256 * C::kSteps + 8 * step.g() : 128 * C::kSteps + 4 * step.g());
+  codes_at += C::kPaper ? 16 * step.lane() : 4 * C::kSteps * step.lane();
   const int count = step.owned_sealed();
   constexpr int kW = C::kWarps;
   int i = step.warp();
@@ -187,21 +205,21 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
     const int end = count - 1;
     EstimateRecord<C> a[2];
     EstimateRecord<C> b[2];
-    a[0].load(step, i);
-    a[1].load(step, min(i + kW, end));
-    b[0].load(step, min(i + 2 * kW, end));
-    b[1].load(step, min(i + 3 * kW, end));
+    a[0].load(step, codes_at, scales_at, i);
+    a[1].load(step, codes_at, scales_at, min(i + kW, end));
+    b[0].load(step, codes_at, scales_at, min(i + 2 * kW, end));
+    b[1].load(step, codes_at, scales_at, min(i + 3 * kW, end));
     while (true) {
       estimate_page(step, a[0], q, heads, i);
       if (i + kW < count) estimate_page(step, a[1], q, heads, i + kW);
       if (i + 2 * kW >= count) break;
-      a[0].load(step, min(i + 4 * kW, end));
-      a[1].load(step, min(i + 5 * kW, end));
+      a[0].load(step, codes_at, scales_at, min(i + 4 * kW, end));
+      a[1].load(step, codes_at, scales_at, min(i + 5 * kW, end));
       estimate_page(step, b[0], q, heads, i + 2 * kW);
       if (i + 3 * kW < count) estimate_page(step, b[1], q, heads, i + 3 * kW);
       if (i + 4 * kW >= count) break;
-      b[0].load(step, min(i + 6 * kW, end));
-      b[1].load(step, min(i + 7 * kW, end));
+      b[0].load(step, codes_at, scales_at, min(i + 6 * kW, end));
+      b[1].load(step, codes_at, scales_at, min(i + 7 * kW, end));
       i += 4 * kW;
     }
   }
@@ -214,6 +232,7 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
 template <class C>
 __device__ void estimate(const Step<C>& step) {
   Fixed<C>& s = step.s;
+  clear_prune_bins(step);
 #pragma unroll 1
   for (int attempt = 0; attempt < 2; ++attempt) {
     EstimateHeads<C> heads;
@@ -244,7 +263,7 @@ __device__ void estimate(const Step<C>& step) {
       for (int r = 0; r < C::kCluster; ++r) largest = fmaxf(largest, s.estimate_max[r][head]);
       if (step.lane() == 0) {
         s.head_sum[head] = sum;
-        s.head_max[head] = largest;
+        s.head_max[head] = largest + s.norm[head];
       }
     }
     __syncthreads();
@@ -256,7 +275,15 @@ __device__ void estimate(const Step<C>& step) {
     if (fits || attempt == 1) break;
     // The page model was far off: shift by the largest estimate instead.
     cluster_sync<C::kCluster>();
-    if (step.tid() < C::kHeads) s.norm[step.tid()] = s.head_max[step.tid()];
+    if constexpr (!C::kPaper) {
+#pragma unroll 1
+      for (int i = step.tid(); i < step.owned_sealed() * C::kHeads; i += C::kThreads) {
+        const int head = i % C::kHeads;
+        if (head < step.args.group) step.page_values()[i] += s.norm[head] - s.head_max[head];
+      }
+      __syncthreads();
+    }
+    if (step.tid() < step.args.group) s.norm[step.tid()] = s.head_max[step.tid()];
     __syncthreads();
   }
 }

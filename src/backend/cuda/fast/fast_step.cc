@@ -13,7 +13,16 @@ constexpr int kChunkTokens = 1024;
 constexpr int kHistogramBytes = 4096;
 constexpr int kBoundaryBytes = 1024;
 
-int padded_heads(int group) { return group <= 1 ? 1 : group <= 2 ? 2 : group <= 4 ? 4 : 8; }
+int padded_heads(int group) { return group <= 1 ? 1 : group <= 4 ? 4 : 8; }
+
+/// Whether a shape is compiled, see step_launch.cuh.
+bool compiled(int dim, int heads, StepShape shape) {
+  if (shape.threads == 512 && shape.cluster == 1) return true;
+  if (dim != 128) return false;
+  if (shape.threads == 512 && shape.cluster == 8) return true;
+  return heads <= 4 && ((shape.threads == 1024 && shape.cluster == 1) ||
+                        (shape.threads == 512 && shape.cluster == 2));
+}
 
 std::int64_t align16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
@@ -45,8 +54,9 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, bo
   std::int64_t region = at;
 
   at = align16(std::int64_t{out.owned} * kPageTokens * heads * 2);
-  take(out.histogram, kHistogramBytes);
-  take(out.boundary, kBoundaryBytes);
+  const int rows = paper ? heads : 1;
+  take(out.histogram, rows * kHistogramBytes);
+  take(out.boundary, rows * kBoundaryBytes);
   take(out.page_sums, std::int64_t{out.max_candidates} * heads * 4);
   region = std::max(region, at);
 
@@ -60,7 +70,7 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, bo
 
   at = region;
   take(out.candidates,
-       std::max<std::int64_t>(kHistogramBytes, out.max_candidates * 4 +
+       std::max<std::int64_t>(paper ? 3 * kHistogramBytes : kHistogramBytes + 256, out.max_candidates * 4 +
                                                    out.owned * (4 + std::int64_t{heads} * 4 + 2)));
   take(out.select_mass, by_mass ? kHistogramBytes : 0);
   at = (at + 127) / 128 * 128;
@@ -111,21 +121,22 @@ Plan plan_of(const SparseStepParams& params, int device, const StepOptions& opti
   } else if (limits.clusters && problems * 8 <= limits.sms + 32) {
     shapes = {{512, 8}, {512, 1}, {1024, 1}};
   } else if (limits.clusters && problems * 2 <= limits.sms) {
-    shapes = {{512, 2}, {1024, 1}, {512, 8}};
+    shapes = {{512, 2}, {1024, 1}, {512, 1}, {512, 8}};
   } else if (problems <= limits.sms) {
     shapes = {{1024, 1}, {512, 1}, {512, 2}, {512, 8}};
   } else {
-    shapes = {{256, 1}, {512, 1}, {1024, 1}, {512, 2}, {512, 8}};
+    shapes = {{512, 1}, {1024, 1}, {512, 2}, {512, 8}};
   }
   Plan best;
   for (const StepShape& shape : shapes) {
     if (shape.cluster > 1 && !limits.clusters) continue;
+    if (!compiled(kv.head_dim, heads, shape)) continue;
     const SmemLayout smem = layout(shape);
     if (smem.bytes > limits.block_bytes) continue;
     if (best.shape.threads == 0) best = {shape, smem};
     // Small blocks pay where enough of them fit to fill a multiprocessor's threads.
     const bool fills = std::int64_t{smem.bytes + 1024} * (1024 / shape.threads) <= limits.sm_bytes;
-    if (shape.cluster > 1 || fills || shape.threads == 1024) {
+    if (shape.cluster > 1 || fills || shape.threads == 1024 || problems <= limits.sms) {
       best = {shape, smem};
       break;
     }
@@ -174,8 +185,9 @@ Support fast_step_supports(const SparseStepParams& params, int device, const Ste
   return {};
 }
 
-void launch_fast_step(const SparseStepParams& params, const std::int32_t* seq_ids, const float* p,
-                      int device, cudaStream_t stream, const StepOptions& options) {
+void launch_fast_step(const SparseStepParams& params, const cuda::DeviceSubset& seqs,
+                      const cuda::DeviceProbabilities& p, int device, cudaStream_t stream,
+                      const StepOptions& options) {
   const Support support = fast_step_supports(params, device, options);
   require(support.ok, "fast_step", support.reason);
   if (params.attend.seqs.count == 0) return;
@@ -200,7 +212,8 @@ void launch_fast_step(const SparseStepParams& params, const std::int32_t* seq_id
   args.block_table = kv.block_table;
   args.table_stride = kv.block_table_stride;
   args.seq_lens = kv.seq_lens;
-  args.seq_ids = seq_ids;
+  args.seq_ids = seqs.ids;
+  args.first_seq = seqs.first;
   args.num_kv_heads = kv.num_kv_heads;
   args.group = params.attend.q.num_heads / kv.num_kv_heads;
   args.scale = params.attend.scale;
@@ -211,7 +224,8 @@ void launch_fast_step(const SparseStepParams& params, const std::int32_t* seq_id
   args.max_candidates = select.max_tokens;
   args.mass = static_cast<float>(select.mass);
   args.mass_floor = select.mass_floor;
-  args.p = p;
+  args.p = p.values;
+  args.p_of_all = p.uniform;
   args.min_tokens = prune.min_tokens;
   args.tail = params.attend.tail.mass != nullptr;
   args.out = params.attend.out;

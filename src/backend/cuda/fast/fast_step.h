@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "backend/cuda/device/subset.cuh"
 #include "backend/cuda/fast/step_args.h"
 #include "ops/backend.h"
 
@@ -11,8 +12,8 @@ namespace twilight::cuda_fast {
 
 /// How a problem (sequence, KV head) is laid over the GPU; 0 chooses by the number of problems.
 struct StepShape {
-  int threads = 0;  ///< of a block: 256, 512 or 1024
-  int cluster = 0;  ///< blocks of a problem: 1, 2, 4 or 8
+  int threads = 0;  ///< of a block: 512 or 1024
+  int cluster = 0;  ///< blocks of a problem: 1, 2 or 8
 };
 
 struct StepOptions {
@@ -27,12 +28,12 @@ struct StepOptions {
 [[nodiscard]] Support fast_step_supports(const SparseStepParams& params, int device,
                                          const StepOptions& options = {});
 
-/// Enqueues the step. All pointers of `params` are device memory except its seqs.ids and p, for which
-/// the device copies `seq_ids` [count] (null where ids is) and `p` [B, Hq] stand. Candidate and page
-/// capacities come from candidate_stride and score.page_stride. Throws Error(kUnsupported) where
-/// fast_step_supports says no.
-void launch_fast_step(const SparseStepParams& params, const std::int32_t* seq_ids, const float* p,
-                      int device, cudaStream_t stream, const StepOptions& options = {});
+/// Enqueues the step. All pointers of `params` are device memory; `seqs` stands for its seqs, `p` for
+/// its p. Candidate and page capacities come from candidate_stride and score.page_stride. Throws
+/// Error(kInvalidArgument) where fast_step_supports says no.
+void launch_fast_step(const SparseStepParams& params, const cuda::DeviceSubset& seqs,
+                      const cuda::DeviceProbabilities& p, int device, cudaStream_t stream,
+                      const StepOptions& options = {});
 
 /// Launch of one instantiation, in step_*.cu.
 struct StepLaunch {

@@ -30,31 +30,57 @@ __device__ __forceinline__ int mass_bin(float u) {
   return min(max((static_cast<int>(__float_as_uint(u)) >> 18) - (127 << 5), 0), kBins - 1);
 }
 
-/// Calls f(mixed weight) for this block's tokens: half pages thread by thread, in 16-byte chunks of
-/// 8 / kHeads tokens whose rotated order keeps lanes off each other's banks.
+/// Rows that are pruned at once: each head, or their mean.
+template <class C>
+inline constexpr int kPruneRows = C::kPaper ? C::kHeads : 1;
+
+template <class C>
+__device__ __forceinline__ float row_weight(const float (&w)[C::kHeads], const Factors<C>& factor,
+                                            int row) {
+  if constexpr (C::kPaper) return w[row] * factor.of[row];
+  return mixed_weight<C>(w, factor);
+}
+
+/// Calls f(g, weights of token g, of token g + 8) for half of page half / 2: g in 4 (half % 2) + 0..3.
+/// The order of g is rotated by thread, which keeps lanes off each other's banks.
 template <class C, class F>
-__device__ __forceinline__ void for_tokens(const Step<C>& step, const Factors<C>& factor,
-                                           const F& f) {
+__device__ __forceinline__ void for_half_page(const Step<C>& step, int half, const F& f) {
+  constexpr int kAtOnce = C::kHeads >= 4 ? 1 : 4 / C::kHeads;
+  constexpr int kWords = kAtOnce * C::kHeads;
+  constexpr int kPasses = 4 / kAtOnce;
+  const std::uint32_t* words = step.weights() + half * 4 * C::kHeads;
+#pragma unroll 1
+  for (int k = 0; k < kPasses; ++k) {
+    const int pass = (k + half * C::kHeads / 8) % kPasses;
+    std::uint32_t pair[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const uint4 v = *reinterpret_cast<const uint4*>(words + pass * kWords + i);
+      pair[i] = v.x, pair[i + 1] = v.y, pair[i + 2] = v.z, pair[i + 3] = v.w;
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      float low[C::kHeads];
+      float high[C::kHeads];
+#pragma unroll
+      for (int h = 0; h < C::kHeads; ++h) {
+        low[h] = __uint_as_float(pair[j * C::kHeads + h] << 16);
+        high[h] = __uint_as_float(pair[j * C::kHeads + h] & 0xffff0000U);
+      }
+      f(4 * (half % 2) + pass * kAtOnce + j, low, high);
+    }
+  }
+}
+
+/// Calls f(weights of the heads) for this block's tokens.
+template <class C, class F>
+__device__ __forceinline__ void for_tokens(const Step<C>& step, const F& f) {
 #pragma unroll 1
   for (int half = step.tid(); half < 2 * step.owned(); half += C::kThreads) {
-    constexpr int kTokens = 8 / C::kHeads;
-    const auto* chunks =
-        reinterpret_cast<const uint4*>(step.weights() + static_cast<long>(half) * 8 * C::kHeads);
-#pragma unroll
-    for (int c = 0; c < C::kHeads; ++c) {
-      const uint4 v = chunks[(c + half * C::kHeads / 8) % C::kHeads];
-      const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (int token = 0; token < kTokens; ++token) {
-        float w[C::kHeads];
-#pragma unroll
-        for (int h = 0; h < C::kHeads; ++h) {
-          const int e = token * C::kHeads + h;
-          w[h] = __uint_as_float(e % 2 == 0 ? words[e / 2] << 16 : words[e / 2] & 0xffff0000U);
-        }
-        f(mixed_weight<C>(w, factor));
-      }
-    }
+    for_half_page(step, half, [&](int, const float (&low)[C::kHeads], const float (&high)[C::kHeads]) {
+      f(low);
+      f(high);
+    });
   }
 }
 
@@ -72,7 +98,8 @@ __device__ __noinline__ std::uint32_t count_threshold(const Step<C> step,
 #pragma unroll 1
     for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
     cluster_sync<C::kCluster>();
-    for_tokens(step, factor, [&](float u) {
+    for_tokens(step, [&](const float (&w)[C::kHeads]) {
+      const float u = mixed_weight<C>(w, factor);
       const std::uint32_t bits = __float_as_uint(u);
       if (level > 0 && bits >> (shift + 10) != prefix) return;
       for (int r = 0; r < C::kCluster; ++r) {
@@ -101,7 +128,8 @@ __device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step,
 #pragma unroll 1
     for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
     cluster_sync<C::kCluster>();
-    for_tokens(step, factor, [&](float u) {
+    for_tokens(step, [&](const float (&w)[C::kHeads]) {
+      const float u = mixed_weight<C>(w, factor);
       const std::uint32_t bits = __float_as_uint(u);
       if (bits >> (shift + 9) != prefix) return;
       for (int r = 0; r < C::kCluster; ++r) {
@@ -118,134 +146,193 @@ __device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step,
   return prefix;
 }
 
-/// Bits of the smallest kept weight of the top-p set of sum_h factor_h w_h.
+/// Only one row's factors.
 template <class C>
-__device__ std::uint32_t top_p_threshold(const Step<C>& step, const Factors<C>& factor,
-                                         float p) {
-  Fixed<C>& s = step.s;
-  if (p >= 1.0F) return 0;
-  const std::uint32_t tokens =
-      static_cast<std::uint32_t>(step.sealed_candidates()) * kPage +
-      (step.candidates() > step.sealed_candidates() ? static_cast<std::uint32_t>(step.n() % kPage) : 0U);
-#pragma unroll 1
-  for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
-#pragma unroll 1
-  for (int i = step.tid(); i < kBoundaryList; i += C::kThreads) step.boundary()[i] = 0;
-  if (step.tid() == 0) {
-    s.mass_total = 0;
-    s.list_count = 0;
-    s.above_count = 0;
-    s.count = 0;
-    s.threshold[0] = 0xffffffffU;
+__device__ __forceinline__ Factors<C> factors_of_row(const Factors<C>& factor, int row) {
+  Factors<C> out = factor;
+  if constexpr (C::kPaper) {
+#pragma unroll
+    for (int h = 0; h < C::kHeads; ++h) out.of[h] = h == row ? factor.of[h] : 0.0F;
   }
-  cluster_sync<C::kCluster>();
-  // Weights that cannot be kept: together they hold less than half of 1 - p.
-  float least = 0.5F * (1.0F - p) * kRowMass / static_cast<float>(max(tokens, 1U));
-  if (least < 2.0F) least = -1.0F;
-  std::uint32_t mass = 0;
-  for_tokens(step, factor, [&](float u) {
-    const std::uint32_t m = __float2uint_rn(u);
-    mass += m;
-    if (u > least) {
-      for (int r = 0; r < C::kCluster; ++r) {
-        add_u32<C::kCluster>(&step.histogram()[mass_bin(u)], r, m);
-      }
-    }
-  });
-  mass = __reduce_add_sync(kFullMask, mass);
-  if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.mass_total, step.lane(), mass);
-  cluster_sync<C::kCluster>();
-  if (step.warp() == 0) {
-    const auto target =
-        static_cast<std::uint32_t>(ceil(static_cast<double>(p) * s.mass_total));
-    const Boundary b = find_boundary<kBins, false>(step.histogram(), max(target, 1U), 0, 0,
-                                                   [](int, std::uint32_t) { return 0U; });
-    if (step.lane() == 0) {
-      s.found[0] = static_cast<std::uint32_t>(b.bin);
-      s.found[1] = b.above;
-      s.found[2] = max(target, 1U);
-    }
-  }
-  __syncthreads();
-  const int bin = static_cast<int>(s.found[0]);
-  const std::uint32_t above = s.found[1];
-  const std::uint32_t target = s.found[2];
-  // Below one unit bins are cut off; such rows keep every candidate.
-  if (bin <= 0) return 0;
+  return out;
+}
 
-  constexpr std::uint32_t kSegment = kBoundaryList / C::kCluster;
-  std::uint32_t higher = 0;
-  const std::uint32_t lower_bits = static_cast<std::uint32_t>(bin + (127 << 5)) << 18;
-  for_tokens(step, factor, [&](float u) {
-    const std::uint32_t bits = __float_as_uint(u);
-    if (bits < lower_bits) return;
-    if (bits >= lower_bits + (1U << 18)) {
-      ++higher;
-      return;
-    }
-    const std::uint32_t at = atomicAdd(&s.list_count, 1U);
-    if (at >= kSegment) return;
-    for (int r = 0; r < C::kCluster; ++r) {
-      put_u32<C::kCluster>(&step.boundary()[static_cast<std::uint32_t>(step.rank()) * kSegment + at],
-                           r, bits);
-    }
-  });
-  higher = __reduce_add_sync(kFullMask, higher);
-  if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.above_count, step.lane(), higher);
-  __syncthreads();
-  if (step.tid() < C::kCluster) {
-    put_u32<C::kCluster>(&s.segments[step.rank()], step.tid(), s.list_count);
-  }
-  cluster_sync<C::kCluster>();
-  std::uint32_t longest = 0;
-#pragma unroll
-  for (int r = 0; r < C::kCluster; ++r) longest = max(longest, s.segments[r]);
-  std::uint32_t threshold;
-  std::uint32_t count = s.above_count;
-  if (longest > kSegment) {
-    threshold = refine_threshold(step, factor, bin, above, target);
-    count = 0xffffffffU;  // a full list: more than enough unless min_tokens is larger still
-    if (step.args.min_tokens > static_cast<int>(kSegment)) {
-      for_tokens(step, factor, [&](float u) {
-        if (__float_as_uint(u) < threshold) return;
-        for (int r = 0; r < C::kCluster; ++r) add_u32<C::kCluster>(&s.count, r, 1U);
-      });
-      cluster_sync<C::kCluster>();
-      count = s.count;
-    }
-  } else {
-    // A weight is kept where the mass strictly above it is still short of the target.
+/// Clears what pruning counts in.
+template <class C>
+__device__ void clear_prune_bins(const Step<C>& step) {
+  Fixed<C>& s = step.s;
 #pragma unroll 1
-    for (int i = step.tid(); i < kBoundaryList; i += C::kThreads) {
-      const std::uint32_t mine = step.boundary()[i];
-      if (mine == 0) continue;
-      std::uint32_t sum = above;
+  for (int i = step.tid(); i < kPruneRows<C> * kBins; i += C::kThreads) step.histogram()[i] = 0;
+#pragma unroll 1
+  for (int i = step.tid(); i < kPruneRows<C> * kBoundaryList; i += C::kThreads) {
+    step.boundary()[i] = 0;
+  }
+  if (step.tid() < 8) {
+    s.mass_total[step.tid()] = 0;
+    s.list_count[step.tid()] = 0;
+    s.above_count[step.tid()] = 0;
+    s.count[step.tid()] = 0;
+    s.threshold[step.tid()] = 0xffffffffU;
+  }
+}
+
+/// Leaves the bits of the smallest kept weight of each row's top-p set in `threshold`. Bins are
+/// clear.
+template <class C>
+__device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) {
+  constexpr int kRows = kPruneRows<C>;
+  Fixed<C>& s = step.s;
+  const int rows = C::kPaper ? step.args.group : 1;
+  const std::uint32_t tokens = static_cast<std::uint32_t>(step.sealed_candidates()) * kPage +
+                               static_cast<std::uint32_t>(step.n() % kPage);
+  // Weights that cannot be kept: together they hold less than half of 1 - p.
+  float least[kRows];
 #pragma unroll
-      for (int r = 0; r < C::kCluster; ++r) {
-        for (std::uint32_t j = 0; j < s.segments[r]; ++j) {
-          const std::uint32_t other = step.boundary()[static_cast<std::uint32_t>(r) * kSegment + j];
-          if (other > mine) sum += __float2uint_rn(__uint_as_float(other));
+  for (int r = 0; r < kRows; ++r) {
+    least[r] = 0.5F * (1.0F - s.p[r]) * kRowMass / static_cast<float>(max(tokens, 1U));
+    if (least[r] < 2.0F) least[r] = -1.0F;
+    if (r >= rows || s.p[r] >= 1.0F) least[r] = INFINITY;
+  }
+  std::uint32_t mass[kRows] = {};
+  for_tokens(step, [&](const float (&w)[C::kHeads]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const float u = row_weight<C>(w, factor, r);
+      const std::uint32_t m = __float2uint_rn(u);
+      mass[r] += m;
+      if (u > least[r]) {
+        for (int to = 0; to < C::kCluster; ++to) {
+          add_u32<C::kCluster>(&step.histogram()[r * kBins + mass_bin(u)], to, m);
         }
       }
-      if (sum < target) {
-        atomicMin(&s.threshold[0], mine);
+    }
+  });
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    mass[r] = __reduce_add_sync(kFullMask, mass[r]);
+    if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.mass_total[r], step.lane(), mass[r]);
+  }
+  cluster_sync<C::kCluster>();
+  step.stamp(11);
+  if (step.warp() < rows) {
+    const int r = step.warp();
+    // p in steps of 2^-24, rounded up; exact for p of a half and more.
+    const auto share = static_cast<std::uint64_t>(__float2uint_ru(s.p[r] * 16777216.0F));
+    const auto target = max(
+        static_cast<std::uint32_t>((share * s.mass_total[r] + 0xffffffU) >> 24), 1U);
+    const Boundary b = find_boundary<kBins, false>(step.histogram() + r * kBins, target, 0, 0,
+                                                   [](int, std::uint32_t) { return 0U; });
+    if (step.lane() == 0) {
+      // Below one unit bins are cut off; such rows keep every candidate.
+      s.row_bin[r] = s.p[r] >= 1.0F ? 0 : max(b.bin, 0);
+      s.row_above[r] = b.above;
+      s.row_target[r] = target;
+    }
+  }
+  __syncthreads();
+
+  step.stamp(12);
+  constexpr std::uint32_t kSegment = kBoundaryList / C::kCluster;
+  std::uint32_t higher[kRows] = {};
+  std::uint32_t lower_bits[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int bin = r < rows ? s.row_bin[r] : 0;
+    lower_bits[r] = bin > 0 ? static_cast<std::uint32_t>(bin + (127 << 5)) << 18 : 0xffffffffU;
+  }
+  for_tokens(step, [&](const float (&w)[C::kHeads]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const std::uint32_t bits = __float_as_uint(row_weight<C>(w, factor, r));
+      if (bits < lower_bits[r]) continue;
+      if (bits >= lower_bits[r] + (1U << 18)) {
+        ++higher[r];
+        continue;
+      }
+      const std::uint32_t at = atomicAdd(&s.list_count[r], 1U);
+      if (at >= kSegment) continue;
+      for (int to = 0; to < C::kCluster; ++to) {
+        put_u32<C::kCluster>(&step.boundary()[static_cast<std::uint32_t>(r) * kBoundaryList +
+                                              static_cast<std::uint32_t>(step.rank()) * kSegment +
+                                              at],
+                             to, bits);
       }
     }
-    __syncthreads();
-    threshold = s.threshold[0];
-#pragma unroll 1
-    for (int i = step.tid(); i < kBoundaryList; i += C::kThreads) {
-      const std::uint32_t mine = step.boundary()[i];
-      if (mine != 0 && mine >= threshold) atomicAdd(&s.count, 1U);
+  });
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    higher[r] = __reduce_add_sync(kFullMask, higher[r]);
+    if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.above_count[r], step.lane(), higher[r]);
+  }
+  __syncthreads();
+  if constexpr (C::kCluster > 1) {
+    for (int i = step.tid(); i < C::kCluster * rows; i += C::kThreads) {
+      put_u32<C::kCluster>(&s.segments[step.rank()][i % rows], i / rows, s.list_count[i % rows]);
     }
+    cluster_sync<C::kCluster>();
+  }
+  const auto segment_of = [&](int rank, int row) {
+    return C::kCluster == 1 ? s.list_count[row] : s.segments[rank][row];
+  };
+  step.stamp(13);
+  // A weight is kept where the mass strictly above it is still short of the target.
+#pragma unroll 1
+  for (int i = step.tid(); i < rows * kBoundaryList; i += C::kThreads) {
+    const std::uint32_t mine = step.boundary()[i];
+    if (mine == 0) continue;
+    const int row = i / kBoundaryList;
+    std::uint32_t sum = s.row_above[row];
+#pragma unroll 1
+    for (int r = 0; r < C::kCluster; ++r) {
+      const std::uint32_t* list =
+          step.boundary() + row * kBoundaryList + r * static_cast<int>(kSegment);
+      const std::uint32_t length = min(segment_of(r, row), kSegment);
+#pragma unroll 4
+      for (std::uint32_t j = 0; j < length; ++j) {
+        const std::uint32_t other = list[j];
+        if (other > mine) sum += __float2uint_rn(__uint_as_float(other));
+      }
+    }
+    if (sum < s.row_target[row]) {
+      atomicMin(&s.threshold[row], mine);
+      atomicAdd(&s.count[row], 1U);
+    }
+  }
+  __syncthreads();
+  step.stamp(14);
+  // The rare rows: too many weights in the boundary bin, too few tokens, p = 1.
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r) {
+    std::uint32_t longest = 0;
+    for (int from = 0; from < C::kCluster; ++from) longest = max(longest, segment_of(from, r));
+    std::uint32_t threshold = s.threshold[r];
+    std::uint32_t count = s.count[r] + s.above_count[r];
+    const bool all = s.row_bin[r] == 0;
+    const bool full = !all && longest > kSegment;
+    const auto least_tokens =
+        min(static_cast<std::uint32_t>(max(step.args.min_tokens, 0)), tokens);
+    if (!all && !full && count >= least_tokens) continue;
+    const Factors<C> mine = factors_of_row(factor, r);
+    if (all) {
+      threshold = 0;
+    } else if (full) {
+      threshold = refine_threshold(step, mine, s.row_bin[r], s.row_above[r], s.row_target[r]);
+      std::uint32_t kept = 0;
+      for_tokens(step, [&](const float (&w)[C::kHeads]) {
+        kept += __float_as_uint(mixed_weight<C>(w, mine)) >= threshold ? 1U : 0U;
+      });
+      kept = __reduce_add_sync(kFullMask, kept);
+      if (step.tid() == 0) s.count[r] = 0;
+      cluster_sync<C::kCluster>();
+      if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.count[r], step.lane(), kept);
+      cluster_sync<C::kCluster>();
+      count = s.count[r];
+    }
+    if (!all && count < least_tokens) threshold = count_threshold(step, mine, least_tokens);
+    cluster_sync<C::kCluster>();
+    if (step.tid() == 0) s.threshold[r] = threshold;
     __syncthreads();
-    count += s.count;
   }
-  const auto least_tokens = static_cast<std::uint32_t>(max(step.args.min_tokens, 0));
-  if (count < least_tokens) {
-    threshold = count_threshold(step, factor, min(least_tokens, tokens));
-  }
-  return threshold;
 }
 
 /// Masks of kept tokens and dropped weights of this block's pages, then the list of kept rows in
@@ -256,34 +343,23 @@ __device__ int prune(const Step<C>& step) {
   const StepArgs& args = step.args;
   const int group = args.group;
   Factors<C> factor;
-  std::uint32_t threshold[C::kPaper ? C::kHeads : 1];
-  const float* p = args.p + static_cast<std::int64_t>(step.problem()) * group;
-  if constexpr (C::kPaper) {
 #pragma unroll
-    for (int h = 0; h < C::kHeads; ++h) threshold[h] = 0xffffffffU;
-    for (int h = 0; h < group; ++h) {
+  for (int i = 0; i < C::kHeads; ++i) {
+    factor.of[i] =
+        i < group ? kRowMass / (s.head_sum[i] * (C::kPaper ? 1.0F : static_cast<float>(group)))
+                  : 0.0F;
+  }
+  top_p_thresholds(step, factor);
+  std::uint32_t threshold[kPruneRows<C>];
 #pragma unroll
-      for (int i = 0; i < C::kHeads; ++i) factor.of[i] = i == h ? kRowMass / s.head_sum[h] : 0.0F;
-      const std::uint32_t found = top_p_threshold(step, factor, p[h]);
-#pragma unroll
-      for (int i = 0; i < C::kHeads; ++i) threshold[i] = i == h ? found : threshold[i];
-      cluster_sync<C::kCluster>();
-    }
-#pragma unroll
-    for (int i = 0; i < C::kHeads; ++i) factor.of[i] = i < group ? kRowMass / s.head_sum[i] : 0.0F;
-  } else {
-    float largest = 0;
-    for (int h = 0; h < group; ++h) largest = fmaxf(largest, p[h]);
-#pragma unroll
-    for (int i = 0; i < C::kHeads; ++i) {
-      factor.of[i] = i < group ? kRowMass / (s.head_sum[i] * static_cast<float>(group)) : 0.0F;
-    }
-    threshold[0] = top_p_threshold(step, factor, largest);
+  for (int r = 0; r < kPruneRows<C>; ++r) {
+    threshold[r] = !C::kPaper || r < group ? s.threshold[r] : 0xffffffffU;
   }
 
   const int recent = (step.sealed() - args.recent_pages) * kPage;
   // Half pages by thread pairs; a warp's pass covers 16 pages in a row.
   const int groups = (step.owned() + kPage - 1) / kPage;
+  float dropped_sum[C::kHeads] = {};
 #pragma unroll 1
   for (int i = step.warp(); i < groups; i += C::kWarps) {
     const int local = kPage * i + step.lane() / 2;
@@ -293,47 +369,37 @@ __device__ int prune(const Step<C>& step) {
     std::uint32_t own[C::kPaper ? C::kHeads : 1] = {};
     float dropped[C::kHeads] = {};
     if (exists) {
-      const int page = step.candidate_pages()[step.begin() + local];
-      const int token0 = page * kPage + 8 * half;
-      constexpr int kTokens = 8 / C::kHeads;
-      const auto* chunks = reinterpret_cast<const uint4*>(
-          step.weights() + static_cast<long>(2 * local + half) * 8 * C::kHeads);
-#pragma unroll
-      for (int c = 0; c < C::kHeads; ++c) {
-        const int chunk = (c + (2 * local + half) * C::kHeads / 8) % C::kHeads;
-        const uint4 v = chunks[chunk];
-        const std::uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int k = 0; k < kTokens; ++k) {
-          float w[C::kHeads];
+      const int token0 = step.candidate_pages()[step.begin() + local] * kPage;
+      const auto judge = [&](int slot, const float (&w)[C::kHeads]) {
+        const int token = token0 + slot;
+        const bool forced = token < args.sink_tokens || token >= recent;
+        const bool valid = token < step.n();
+        bool keep = forced;
+        if constexpr (C::kPaper) {
 #pragma unroll
           for (int h = 0; h < C::kHeads; ++h) {
-            const int e = k * C::kHeads + h;
-            w[h] = __uint_as_float(e % 2 == 0 ? words[e / 2] << 16 : words[e / 2] & 0xffff0000U);
+            const bool mine = __float_as_uint(w[h] * factor.of[h]) >= threshold[h];
+            keep = keep || mine;
+            own[h] += valid && (mine || forced) ? 1U : 0U;
           }
-          const int bit = chunk * kTokens + k;
-          const int token = token0 + bit;
-          const bool forced = token < args.sink_tokens || token >= recent;
-          const bool valid = token < step.n();
-          bool keep = forced;
-          if constexpr (C::kPaper) {
-#pragma unroll
-            for (int h = 0; h < C::kHeads; ++h) {
-              const bool mine = __float_as_uint(w[h] * factor.of[h]) >= threshold[h];
-              keep = keep || mine;
-              own[h] += valid && (mine || forced) ? 1U : 0U;
-            }
-          } else {
-            keep = keep || __float_as_uint(mixed_weight<C>(w, factor)) >= threshold[0];
-          }
-          keep = keep && valid;
-          mask |= (keep ? 1U : 0U) << bit;
-#pragma unroll
-          for (int h = 0; h < C::kHeads; ++h) dropped[h] += keep ? 0.0F : w[h];
+        } else {
+          keep = keep || __float_as_uint(mixed_weight<C>(w, factor)) >= threshold[0];
         }
-      }
+        keep = keep && valid;
+        mask |= (keep ? 1U : 0U) << slot;
+#pragma unroll
+        for (int h = 0; h < C::kHeads; ++h) dropped[h] += keep ? 0.0F : w[h];
+      };
+      for_half_page(step, 2 * local + half,
+                    [&](int slot, const float (&low)[C::kHeads], const float (&high)[C::kHeads]) {
+                      judge(slot, low);
+                      judge(slot + 8, high);
+                    });
     }
-    mask <<= 8 * half;
+    if (exists && args.tail && local < step.owned_sealed()) {
+      const Plane& plane = half == 0 ? args.value_means : args.params;
+      prefetch_line(step.record(plane, step.physical()[local]));
+    }
     mask |= __shfl_xor_sync(kFullMask, mask, 1);
 #pragma unroll
     for (int h = 0; h < C::kHeads; ++h) dropped[h] += __shfl_xor_sync(kFullMask, dropped[h], 1);
@@ -349,14 +415,39 @@ __device__ int prune(const Step<C>& step) {
     if (exists && half == 0) {
       step.masks()[local] = static_cast<std::uint16_t>(mask);
 #pragma unroll
-      for (int h = 0; h < C::kHeads; ++h) step.page_values()[local * C::kHeads + h] = dropped[h];
+      for (int h = 0; h < C::kHeads; ++h) {
+        step.page_values()[local * C::kHeads + h] = dropped[h];
+        dropped_sum[h] += dropped[h];
+        if (args.tail_mass != nullptr && h < group) {
+          args.tail_mass[(static_cast<std::int64_t>(step.problem()) * group + h) *
+                             args.candidate_stride +
+                         step.begin() + local] =
+              dropped[h] * exp2_fast(s.norm[h] - s.head_max[h]);
+        }
+      }
     }
     const std::uint32_t kept =
         __reduce_add_sync(kFullMask, half == 0 ? static_cast<std::uint32_t>(__popc(mask)) : 0U);
     if (step.lane() == 0) s.group_counts[i] = kept;
   }
+  if (args.head_mass != nullptr) {
+#pragma unroll
+    for (int h = 0; h < C::kHeads; ++h) {
+      const float sum = warp_sum(dropped_sum[h]);
+      if (step.lane() == 0) s.reduce[step.warp()][h].y = sum;
+    }
+  }
+  if (args.tail_shift != nullptr && step.rank() == 0 && step.tid() < group) {
+    args.tail_shift[step.problem() * group + step.tid()] = s.head_max[step.tid()] * kLn2;
+  }
   __syncthreads();
+  if (args.head_mass != nullptr && step.tid() < group) {
+    float sum = 0;
+    for (int w = 0; w < C::kWarps; ++w) sum += s.reduce[w][step.tid()].y;
+    put_float<C::kCluster>(&s.dropped_mass[step.rank()][step.tid()], 0, sum);
+  }
 
+  step.stamp(15);
   // Weights are done with: rows may take their place.
   int total = 0;
 #pragma unroll 1
@@ -404,7 +495,8 @@ __device__ int prune(const Step<C>& step) {
     const int token0 = step.candidate_pages()[step.begin() + local] * kPage;
     for (std::uint32_t bits = mask; bits != 0; bits &= bits - 1) {
       const int slot = 8 * half + __ffs(static_cast<int>(bits)) - 1;
-      step.rows()[at] = row + static_cast<std::uint32_t>(slot);
+      const std::uint32_t id = row + static_cast<std::uint32_t>(slot);
+      step.rows()[at] = id;
       if (args.kept != nullptr) {
         args.kept[step.problem() * args.kept_stride + list_begin + at] = token0 + slot;
       }

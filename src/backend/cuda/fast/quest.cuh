@@ -40,7 +40,7 @@ __device__ __forceinline__ std::uint32_t float_key(float x) {
 }
 
 template <class C>
-__device__ void score_by_bounds(const Step<C>& step) {
+__device__ void score_by_bounds(const Step<C>& step, const FirstLoads<C>& first) {
   constexpr int kTile = 8;
   const int tiles = (step.sealed() + kTile - 1) / kTile;
   const int stride = C::kWarps * C::kCluster;
@@ -59,10 +59,10 @@ __device__ void score_by_bounds(const Step<C>& step) {
   };
   int next_page = 0;
   if (tile < tiles) {
-    load(page_id(tile));
-    next_page = page_id(tile + stride);
+    load(kTile * tile + step.g() <= last ? first.pages[0] : step.table()[last]);
+    next_page = kTile * (tile + stride) + step.g() <= last ? first.next[0] : step.table()[last];
   }
-  prepare_query(step);
+  prepare_query(step, first);
   cluster_sync<C::kCluster>();  // every block has started: its memory may be written from here on
   step.stamp(1);
   while (tile < tiles) {

@@ -1,7 +1,7 @@
 #ifndef TWILIGHT_BACKEND_CUDA_FAST_SCORE_CUH_
 #define TWILIGHT_BACKEND_CUDA_FAST_SCORE_CUH_
 
-#include "backend/cuda/fast/step_state.cuh"
+#include "backend/cuda/fast/select.cuh"
 
 /// Page scores. One warp, 16 pages at a time.
 ///
@@ -39,14 +39,17 @@ __device__ __forceinline__ void nibble_products(const Words<C::kSteps>& x,
                                                 const Words<C::kSteps>& y,
                                                 const QueryCodes<C>& q, int head_set,
                                                 float (&out)[2]) {
-  int acc[4] = {};
+  int c0 = 0;
+  int c1 = 0;
+  int c2 = 0;
+  int c3 = 0;
 #pragma unroll
   for (int j = 0; j < C::kSteps; ++j) {
-    mma_u8s8(acc, x.w[j] & 0x0f0f0f0fU, y.w[j] & 0x0f0f0f0fU, (x.w[j] >> 4) & 0x0f0f0f0fU,
+    mma_u8s8(c0, c1, c2, c3, x.w[j] & 0x0f0f0f0fU, y.w[j] & 0x0f0f0f0fU, (x.w[j] >> 4) & 0x0f0f0f0fU,
              (y.w[j] >> 4) & 0x0f0f0f0fU, q.b[head_set][2 * j], q.b[head_set][2 * j + 1]);
   }
-  out[0] = static_cast<float>(128 * acc[0] + acc[1]);
-  out[1] = static_cast<float>(128 * acc[2] + acc[3]);
+  out[0] = static_cast<float>(128 * c0 + c1);
+  out[1] = static_cast<float>(128 * c2 + c3);
 }
 
 __device__ __forceinline__ float2 f16_pair(std::uint32_t bits) {
@@ -64,7 +67,7 @@ __device__ __forceinline__ std::uint32_t steps_below(float base, float value) {
 }
 
 template <class C>
-__device__ void score_by_mass(const Step<C>& step) {
+__device__ void score_by_mass(const Step<C>& step, const FirstLoads<C>& first) {
   Fixed<C>& s = step.s;
   const int tiles = (step.sealed() + kPage - 1) / kPage;
   const int stride = C::kWarps * C::kCluster;
@@ -76,12 +79,16 @@ __device__ void score_by_mass(const Step<C>& step) {
   ScoreTile<C> data;
   int next0 = 0;
   int next1 = 0;
+  // Entries behind the last sealed page stand for nothing: such lanes repeat that page.
+  const auto known = [&](int at, int half, int id) {
+    return kPage * at + step.g() + 8 * half <= last ? id : step.table()[last];
+  };
   if (tile < tiles) {
-    data.load(step, page_id(tile, 0), page_id(tile, 1));
-    next0 = page_id(tile + stride, 0);
-    next1 = page_id(tile + stride, 1);
+    data.load(step, known(tile, 0, first.pages[0]), known(tile, 1, first.pages[1]));
+    next0 = known(tile + stride, 0, first.next[0]);
+    next1 = known(tile + stride, 1, first.next[1]);
   }
-  prepare_query(step);
+  prepare_query(step, first);
   cluster_sync<C::kCluster>();  // every block has started: its memory may be written from here on
   step.stamp(1);
 
@@ -179,13 +186,14 @@ __device__ void head_norms(const Step<C>& step) {
 }
 
 /// Ordering keys of this block's pages, to every block: 65535 is a share of 1, each step down a
-/// factor of 2^(1/256).
+/// factor of 2^(1/256). A block alone counts them as well.
 template <class C>
 __device__ void mass_keys(const Step<C>& step) {
   const int group = step.args.group;
   const int tiles = (step.sealed() + kPage - 1) / kPage;
   const int slots = (tiles - step.rank() + C::kCluster - 1) / C::kCluster;
   const float log_group = log2_fast(static_cast<float>(group));
+  const PagePool pool = page_pool(step);
 #pragma unroll 1
   for (int i = step.tid(); i < slots * kPage; i += C::kThreads) {
     const int tile = i / kPage * C::kCluster + step.rank();
@@ -211,6 +219,7 @@ __device__ void mass_keys(const Step<C>& step) {
     const int page = kPage * tile + i % kPage;
     if constexpr (C::kCluster == 1) {
       step.keys()[page] = key;
+      if (page < step.sealed()) count_key(step, pool, page, key);
     } else {
       const std::uint32_t other = __shfl_down_sync(__activemask(), key, 1);
       if (i % 2 == 0) {

@@ -25,12 +25,21 @@ __device__ Boundary find_boundary(const std::uint32_t* bins, std::uint32_t want,
   const int begin = kCount - (lane + 1) * kPer;
   std::uint32_t sum = 0;
   std::uint32_t mass = 0;
+  if constexpr (!kMass && kPer == 32) {
+    const auto* quads = reinterpret_cast<const uint4*>(bins + begin);
+#pragma unroll
+    for (int i = 0; i < kPer / 4; ++i) {
+      const uint4 x = quads[(i + lane) & (kPer / 4 - 1)];
+      sum += x.x + x.y + x.z + x.w;
+    }
+  } else {
 #pragma unroll 8
-  for (int i = 0; i < kPer; ++i) {
-    const int bin = begin + ((i + lane) & (kPer - 1));
-    const std::uint32_t x = bins[bin];
-    sum += x;
-    if constexpr (kMass) mass += mass_of(bin, x);
+    for (int i = 0; i < kPer; ++i) {
+      const int bin = begin + ((i + lane) & (kPer - 1));
+      const std::uint32_t x = bins[bin];
+      sum += x;
+      if constexpr (kMass) mass += mass_of(bin, x);
+    }
   }
   const std::uint32_t upto = warp_prefix(sum);
   const std::uint32_t mass_upto = kMass ? warp_prefix(mass) : 0;
@@ -67,6 +76,8 @@ struct SelectLevels {
   __device__ static constexpr int shift(int level) {
     return C::kPaper ? 22 - 10 * level : 6 - 6 * level;
   }
+  /// Words of the histograms: level i starts at kBins i.
+  static constexpr int kAllBins = C::kPaper ? 3 * kBins : kBins + 64;
   __device__ static constexpr int mask(int level) { return !C::kPaper && level == 1 ? 63 : 1023; }
 };
 
@@ -76,47 +87,74 @@ __device__ __forceinline__ std::uint32_t key_mass(std::uint32_t key) {
                                    31.0F));
 }
 
-/// Pages of [first, last) above `threshold` and the first `ties` equal to it, found by one warp
-/// and left in `found`.
+/// The sealed pages that compete: all but those with forced tokens.
+struct PagePool {
+  int first;
+  int last;
+};
 template <class C>
-__device__ void find_page_threshold(const Step<C>& step, int first, int last, int want, int floor) {
+__device__ __forceinline__ PagePool page_pool(const Step<C>& step) {
+  const int sealed = step.sealed();
+  const int first = min((step.args.sink_tokens + kPage - 1) / kPage, sealed);
+  return {first, max(first, sealed - min(step.args.recent_pages, sealed))};
+}
+
+/// Clears the histograms of all levels.
+template <class C>
+__device__ __forceinline__ void clear_select_bins(const Step<C>& step) {
+#pragma unroll 1
+  for (int i = step.tid(); i < SelectLevels<C>::kAllBins; i += C::kThreads) {
+    step.select_histogram()[i] = 0;
+  }
+  if (step.args.mass > 0) {
+#pragma unroll 1
+    for (int i = step.tid(); i < kBins; i += C::kThreads) step.select_mass()[i] = 0;
+  }
+}
+
+/// Counts a page's key at the first level.
+template <class C>
+__device__ __forceinline__ void count_key(const Step<C>& step, const PagePool& pool, int page,
+                                          std::uint32_t key) {
+  const bool by_mass = !C::kPaper && step.args.mass > 0;
+  const std::uint32_t mass = by_mass ? key_mass(key) : 0;
+  if (by_mass) atomicAdd(&step.s.select_total, mass);
+  if (page >= pool.first && page < pool.last) {
+    const std::uint32_t bin = key >> SelectLevels<C>::shift(0);
+    atomicAdd(&step.select_histogram()[bin], 1U);
+    if (by_mass) atomicAdd(&step.select_mass()[bin], mass);
+  } else if (by_mass) {
+    atomicAdd(&step.s.select_forced, mass);
+  }
+}
+
+/// Returns the prefix of the last page taken, and leaves in found[3] how many pages with that prefix
+/// are: `want` pages of the pool at most, `floor` at least where the mass rule stops earlier. Starts with the first level counted.
+template <class C>
+__device__ std::uint32_t find_page_threshold(const Step<C>& step, const PagePool& pool, int want,
+                                             int floor) {
   using Levels = SelectLevels<C>;
   Fixed<C>& s = step.s;
-  std::uint32_t* bins = step.select_histogram();
   const bool by_mass = !C::kPaper && step.args.mass > 0;
   std::uint32_t prefix = 0;
   std::uint32_t above = 0;
   std::uint32_t mass_above = 0;
-#pragma unroll
+#pragma unroll 1
   for (int level = 0; level < Levels::kLevels; ++level) {
+    std::uint32_t* bins = step.select_histogram() + kBins * level;
+    if (level > 0) {
 #pragma unroll 1
-    for (int i = step.tid(); i < kBins; i += C::kThreads) {
-      bins[i] = 0;
-      if (by_mass && level == 0) step.select_mass()[i] = 0;
-    }
-    if (level == 0 && step.tid() == 0) s.select_total = s.select_forced = 0;
-    __syncthreads();
-#pragma unroll 1
-    for (int page = first + step.tid(); page < last; page += C::kThreads) {
-      const std::uint32_t key = step.keys()[page];
-      const bool match = level == 0 || (key >> Levels::shift(level > 0 ? level - 1 : 0)) == prefix;
-      if (!match) continue;
-      const std::uint32_t bin = (key >> Levels::shift(level)) & Levels::mask(level);
-      atomicAdd(&bins[bin], 1U);
-      if (by_mass && level == 0) atomicAdd(&step.select_mass()[bin], key_mass(key));
-    }
-    if (by_mass && level == 0) {
-#pragma unroll 1
-      for (int page = step.tid(); page < step.sealed(); page += C::kThreads) {
-        const std::uint32_t mass = key_mass(step.keys()[page]);
-        atomicAdd(&s.select_total, mass);
-        if (page < first || page >= last) atomicAdd(&s.select_forced, mass);
+      for (int page = pool.first + step.tid(); page < pool.last; page += C::kThreads) {
+        const std::uint32_t key = step.keys()[page];
+        if (key >> Levels::shift(level - 1) != prefix) continue;
+        atomicAdd(&bins[(key >> Levels::shift(level)) & Levels::mask(level)], 1U);
       }
+      __syncthreads();
     }
-    __syncthreads();
     if (step.warp() == 0) {
       Boundary b;
       const auto count = static_cast<std::uint32_t>(want);
+      std::uint32_t ties = 0;
       if (by_mass) {
         const double wanted = static_cast<double>(step.args.mass) * s.select_total;
         const double missing = wanted - s.select_forced;
@@ -124,49 +162,44 @@ __device__ void find_page_threshold(const Step<C>& step, int first, int last, in
         const std::uint32_t target_left = target > mass_above ? target - mass_above : 0;
         const auto floor_left = static_cast<std::uint32_t>(max(floor - static_cast<int>(above), 0));
         if (level == 0) {
-          b = find_boundary<kBins, true>(bins, count - above, floor_left, target_left,
-                                         [&](int bin, std::uint32_t) {
-                                           return step.select_mass()[bin];
-                                         });
+          b = find_boundary<kBins, true>(
+              bins, count - above, floor_left, target_left,
+              [&](int bin, std::uint32_t) { return step.select_mass()[bin]; });
         } else {
           b = find_boundary<64, true>(
               bins, count - above, floor_left, target_left, [&](int bin, std::uint32_t x) {
                 return x * key_mass((prefix << 6) + static_cast<std::uint32_t>(bin));
               });
-        }
-        if (level == Levels::kLevels - 1) {
           // Among equal keys: the fewest that satisfy the rule.
           const std::uint32_t in_bin = bins[max(b.bin, 0)];
           const std::uint32_t each =
               max(key_mass((prefix << 6) + static_cast<std::uint32_t>(b.bin)), 1U);
           const std::uint32_t lacking =
               target_left > b.mass_above ? target_left - b.mass_above : 0;
-          std::uint32_t ties = max(floor_left > b.above ? floor_left - b.above : 0U,
-                                   lacking / each + (lacking % each != 0 ? 1U : 0U));
+          ties = max(floor_left > b.above ? floor_left - b.above : 0U,
+                     lacking / each + (lacking % each != 0 ? 1U : 0U));
           ties = min(min(ties, count - above - b.above), in_bin);
-          if (step.lane() == 0) s.found[3] = ties;
         }
       } else {
-        b = find_boundary<kBins, false>(bins, count - above, 0, 0,
-                                        [](int, std::uint32_t) { return 0U; });
-        if (level == Levels::kLevels - 1 && step.lane() == 0) s.found[3] = count - above - b.above;
+        const auto none = [](int, std::uint32_t) { return 0U; };
+        b = !C::kPaper && level == 1 ? find_boundary<64, false>(bins, count - above, 0, 0, none)
+                                     : find_boundary<kBins, false>(bins, count - above, 0, 0, none);
+        ties = count - above - b.above;
       }
       if (step.lane() == 0) {
         s.found[0] = static_cast<std::uint32_t>(b.bin);
         s.found[1] = b.above;
         s.found[2] = b.mass_above;
+        s.found[3] = ties;
       }
     }
     __syncthreads();
-    prefix = (level == 0 ? 0U : prefix << (Levels::shift(level > 0 ? level - 1 : 0) -
-                                           Levels::shift(level))) +
-             s.found[0];
+    const int bits = level == 0 ? 0 : Levels::shift(level - 1) - Levels::shift(level);
+    prefix = (prefix << bits) + s.found[0];
     above += s.found[1];
     mass_above += s.found[2];
-    if (level + 1 < Levels::kLevels) __syncthreads();
   }
-  if (step.tid() == 0) s.found[0] = prefix;
-  __syncthreads();
+  return prefix;
 }
 
 /// Centre product of a page from its codes, for one whose distance below its tile saturated.
@@ -185,18 +218,16 @@ __device__ __noinline__ float centre_product(const Step<C> step, int physical, i
   return scale * (step.s.q_step[head] * static_cast<float>(sum) - 7.5F * step.s.q_sum[head]);
 }
 
-/// Fills the candidate lists; `step` learns its share.
+/// Fills the candidate lists.
 template <class C>
 __device__ void select_candidates(const Step<C>& step) {
   using Levels = SelectLevels<C>;
   Fixed<C>& s = step.s;
   const StepArgs& args = step.args;
   const int sealed = step.sealed();
-  const bool has_open = step.n() % kPage != 0;
-  const int first = min((args.sink_tokens + kPage - 1) / kPage, sealed);
-  const int last = max(first, sealed - min(args.recent_pages, sealed));
-  const int pool = last - first;
-  const int forced = sealed - pool + (has_open ? 1 : 0);
+  const PagePool pool = page_pool(step);
+  const int size = pool.last - pool.first;
+  const int forced = sealed - size + step.open();
 
   const double wanted = args.fraction * static_cast<double>(step.n());
   auto tokens = static_cast<long long>(wanted);
@@ -204,102 +235,106 @@ __device__ void select_candidates(const Step<C>& step) {
   tokens = min(max(tokens, static_cast<long long>(args.min_candidates)),
                static_cast<long long>(args.max_candidates));
   const auto budget = static_cast<int>(min((tokens + kPage - 1) / kPage, 1LL << 30));
-  const int want = min(max(budget - forced, 0), pool);
+  const int want = min(max(budget - forced, 0), size);
   const int floor = min(max((args.mass_floor + kPage - 1) / kPage - forced, 0), want);
 
-  // Taken: keys above the threshold, and `ties` of the equal ones.
-  std::uint32_t threshold = 0;
-  int ties = 0;
+  // Taken: keys above the threshold, and `limit` of the equal ones.
+  std::uint32_t threshold = 0xffffffffU;
+  std::uint32_t limit = 0;
   constexpr int kShift = Levels::shift(Levels::kLevels - 1);
-  bool all = want == pool && args.mass <= 0;
+  const bool all = want == size && args.mass <= 0;
   if (!all && want > 0) {
-    find_page_threshold(step, first, last, want, floor);
-    threshold = s.found[0];
-    ties = static_cast<int>(s.found[3]);
-  } else if (!all) {
-    threshold = 0xffffffffU;
+    threshold = find_page_threshold(step, pool, want, floor);
+    limit = s.found[3];
   }
 
-  // Each warp compacts a run of the pool.
-  const int run = (pool + 32 * C::kWarps - 1) / (32 * C::kWarps) * 32;
-  const int begin = first + step.warp() * run;
-  const int end = min(begin + run, last);
+  // Each warp compacts a run of the pool. The lists may overwrite the histograms from here on.
+  const int run = (size + 32 * C::kWarps - 1) / (32 * C::kWarps) * 32;
+  const int begin = pool.first + step.warp() * run;
+  const int end = min(begin + run, pool.last);
+  const auto key_at = [&](int page) {
+    return page < end ? std::uint32_t{step.keys()[page]} >> kShift : 0U;
+  };
   std::uint32_t over = 0;
   std::uint32_t equal = 0;
 #pragma unroll 1
   for (int at = begin; at < end; at += 32) {
     const int page = at + step.lane();
-    const std::uint32_t key = page < end ? std::uint32_t{step.keys()[page]} >> kShift : 0;
+    const std::uint32_t key = key_at(page);
     over += __popc(__ballot_sync(kFullMask, page < end && (all || key > threshold)));
     equal += __popc(__ballot_sync(kFullMask, page < end && !all && key == threshold));
   }
-  if (step.lane() == 0) {
-    s.warp_counts[0][step.warp()] = over;
-    s.warp_counts[1][step.warp()] = equal;
-  }
+  if (step.lane() == 0) s.warp_counts[step.warp()] = over | equal << 16;
   __syncthreads();
-  std::uint32_t over_before = step.lane() < step.warp() ? s.warp_counts[0][step.lane()] : 0;
-  std::uint32_t equal_before = step.lane() < step.warp() ? s.warp_counts[1][step.lane()] : 0;
-  std::uint32_t over_all = step.lane() < C::kWarps ? s.warp_counts[0][step.lane()] : 0;
-  std::uint32_t equal_all = step.lane() < C::kWarps ? s.warp_counts[1][step.lane()] : 0;
-  over_before = __reduce_add_sync(kFullMask, over_before);
-  equal_before = __reduce_add_sync(kFullMask, equal_before);
-  over_all = __reduce_add_sync(kFullMask, over_all);
-  equal_all = __reduce_add_sync(kFullMask, equal_all);
-  const auto limit = static_cast<std::uint32_t>(ties);
-  const int taken_all = static_cast<int>(over_all + min(equal_all, limit));
-  if (step.tid() == 0) s.problem.sealed_candidates = sealed - pool + taken_all;
-  __syncthreads();
+  const std::uint32_t counts = step.lane() < C::kWarps ? s.warp_counts[step.lane()] : 0;
+  const std::uint32_t all_counts = __reduce_add_sync(kFullMask, counts);
+  const std::uint32_t before =
+      __reduce_add_sync(kFullMask, step.lane() < step.warp() ? counts : 0U);
+  const auto taken_of = [&](std::uint32_t pair) { return (pair & 0xffffU) + min(pair >> 16, limit); };
+  const int taken_all = static_cast<int>(taken_of(all_counts));
+  if (step.tid() == 0) s.problem.sealed_candidates = sealed - size + taken_all;
 
-  const bool lists = args.pages != nullptr && step.rank() == 0;
-  const auto take = [&](int i, int page) {
-    step.candidate_pages()[i] = page;
-    if (lists) args.pages[step.problem() * args.candidate_stride + i] = page;
-    const int mine = i - step.begin();
-    if (mine < 0 || mine >= step.owned()) return;
-    step.physical()[mine] = step.table()[page];
-    if constexpr (!C::kPaper) {
-      if (page >= sealed) return;
-      const int tile = page / kPage;
-      const int owner = tile % C::kCluster;
-      const int slot = tile / C::kCluster;
-#pragma unroll
-      for (int h = 0; h < C::kHeads; ++h) {
-        const float* base = &step.tile_centre()[slot * C::kHeads + h];
-        const std::uint32_t* word =
-            &step.scores()[(kPage * slot + page % kPage) * C::kHeads + h];
-        const float top =
-            __uint_as_float(get_u32<C::kCluster>(reinterpret_cast<const std::uint32_t*>(base), owner));
-        const std::uint32_t steps = get_u32<C::kCluster>(word, owner) >> 16;
-        step.page_values()[mine * C::kHeads + h] =
-            steps == 65535U ? centre_product(step, step.table()[page], h)
-                            : top - static_cast<float>(steps) * (1.0F / kLogSteps);
-      }
-    }
-  };
-  auto position = first + static_cast<int>(over_before + min(equal_before, limit));
-  std::uint32_t rank_equal = equal_before;
+  int position = pool.first + static_cast<int>(taken_of(before));
+  std::uint32_t rank_equal = before >> 16;
 #pragma unroll 1
   for (int at = begin; at < end; at += 32) {
     const int page = at + step.lane();
-    const std::uint32_t key = page < end ? std::uint32_t{step.keys()[page]} >> kShift : 0;
-    const unsigned ties_here =
-        __ballot_sync(kFullMask, page < end && !all && key == threshold);
+    const std::uint32_t key = key_at(page);
+    const unsigned ties_here = __ballot_sync(kFullMask, page < end && !all && key == threshold);
     const unsigned lower = (1U << step.lane()) - 1U;
     const bool tie = (ties_here >> step.lane() & 1U) != 0 &&
                      rank_equal + __popc(ties_here & lower) < limit;
     const bool taken = page < end && (all || key > threshold || tie);
     const unsigned takers = __ballot_sync(kFullMask, taken);
-    if (taken) take(position + __popc(takers & lower), page);
+    if (taken) step.candidate_pages()[position + __popc(takers & lower)] = page;
     position += __popc(takers);
     rank_equal += __popc(ties_here);
   }
 #pragma unroll 1
-  for (int i = step.tid(); i < first; i += C::kThreads) take(i, i);
-  const int tail = step.candidates() - (first + taken_all);
+  for (int i = step.tid(); i < pool.first; i += C::kThreads) step.candidate_pages()[i] = i;
+  const int behind = pool.first + taken_all;
 #pragma unroll 1
-  for (int i = step.tid(); i < tail; i += C::kThreads) take(first + taken_all + i, last + i);
-  if (lists && step.tid() == 0) args.page_counts[step.problem()] = step.candidates();
+  for (int i = step.tid(); i < sealed + step.open() - pool.last; i += C::kThreads) {
+    step.candidate_pages()[behind + i] = pool.last + i;
+  }
+  __syncthreads();
+
+  // What estimates need of this block's candidates.
+  const int first = step.begin();
+#pragma unroll 1
+  for (int i = step.tid(); i < step.owned(); i += C::kThreads) {
+    const int page = step.candidate_pages()[first + i];
+    const int physical = step.table()[page];
+    step.physical()[i] = physical;
+    if (args.pages != nullptr) args.pages[step.problem() * args.candidate_stride + first + i] = page;
+    if constexpr (!C::kPaper) {
+      if (page >= sealed) continue;
+      const int tile = page / kPage;
+      const int owner = tile % C::kCluster;
+      const int slot = tile / C::kCluster;
+      bool saturated = false;
+#pragma unroll
+      for (int h = 0; h < C::kHeads; ++h) {
+        const float* base = &step.tile_centre()[slot * C::kHeads + h];
+        const std::uint32_t* word =
+            &step.scores()[(kPage * slot + page % kPage) * C::kHeads + h];
+        const float top = __uint_as_float(
+            get_u32<C::kCluster>(reinterpret_cast<const std::uint32_t*>(base), owner));
+        const std::uint32_t steps = get_u32<C::kCluster>(word, owner) >> 16;
+        saturated = saturated || steps == 65535U;
+        step.page_values()[i * C::kHeads + h] =
+            top - static_cast<float>(steps) * (1.0F / kLogSteps) - step.s.norm[h];
+      }
+      if (!saturated) continue;
+#pragma unroll 1
+      for (int h = 0; h < C::kHeads; ++h) {
+        step.page_values()[i * C::kHeads + h] = centre_product(step, physical, h) - step.s.norm[h];
+      }
+    }
+  }
+  if (args.page_counts != nullptr && step.rank() == 0 && step.tid() == 0) {
+    args.page_counts[step.problem()] = step.candidates();
+  }
 }
 
 }  // namespace twilight::cuda_fast

@@ -48,7 +48,8 @@ struct StepArgs {
   const std::int32_t* block_table = nullptr;
   std::int64_t table_stride = 0;
   const std::int32_t* seq_lens = nullptr;
-  const std::int32_t* seq_ids = nullptr;  ///< null: block row i is sequence i
+  const std::int32_t* seq_ids = nullptr;  ///< null: row i of the launch is sequence first_seq + i
+  std::int32_t first_seq = 0;
   std::int32_t num_kv_heads = 0;
   std::int32_t group = 0;
   float scale = 0;
@@ -61,7 +62,8 @@ struct StepArgs {
   float mass = 0;
   std::int32_t mass_floor = 0;
 
-  const float* p = nullptr;  ///< [B, Hq]
+  const float* p = nullptr;  ///< [B, Hq]; null: p_of_all
+  float p_of_all = 1;
   std::int32_t min_tokens = 0;
   bool tail = false;
 
@@ -83,7 +85,7 @@ struct StepArgs {
   SmemLayout smem;
 };
 
-inline constexpr int kStamps = 12;
+inline constexpr int kStamps = 16;
 
 }  // namespace twilight::cuda_fast
 

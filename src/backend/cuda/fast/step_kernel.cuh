@@ -37,11 +37,11 @@ __device__ void bound_norms(const Step<C>& step) {
     largest = max(largest, step.keys()[page]);
   }
   largest = __reduce_max_sync(kFullMask, largest);
-  if (step.lane() == 0) step.s.warp_counts[0][step.warp()] = largest;
+  if (step.lane() == 0) step.s.warp_counts[step.warp()] = largest;
   __syncthreads();
   if (step.tid() < 8) {
     std::uint32_t key = 0;
-    for (int w = 0; w < C::kWarps; ++w) key = max(key, step.s.warp_counts[0][w]);
+    for (int w = 0; w < C::kWarps; ++w) key = max(key, step.s.warp_counts[w]);
     const float bound = __uint_as_float((key >> 31) != 0 ? key & 0x7fffffffU : ~key);
     step.s.norm[step.tid()] =
         step.tid() >= step.args.group ? 1e30F : key != 0 && fabsf(bound) < 1e30F ? bound : 0.0F;
@@ -52,14 +52,34 @@ __device__ void bound_norms(const Step<C>& step) {
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kCluster == 1 ? 1024 / C::kThreads : 1)
     step_kernel(const __grid_constant__ StepArgs args) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (C::kCluster > 1) return;  // never launched there
+#endif
   extern __shared__ __align__(128) std::uint8_t memory[];
   const int problem = static_cast<int>(blockIdx.x) / C::kCluster;
   const int row = problem / args.num_kv_heads;
   const Step<C> step{args, memory, *reinterpret_cast<Fixed<C>*>(memory + args.smem.fixed)};
-  const int seq = args.seq_ids == nullptr ? row : args.seq_ids[row];
+  const int seq = args.seq_ids == nullptr ? args.first_seq + row : args.seq_ids[row];
+  const int kv_head = problem % args.num_kv_heads;
   const int n = args.seq_lens[seq];
-  if (step.tid() == 0) step.s.problem = {seq, problem % args.num_kv_heads, n, 0};
+  FirstLoads<C> first;
+  first.load(args, seq, kv_head);
+  float p = 0;
+  if (step.tid() < args.group) {
+    p = args.p == nullptr
+            ? args.p_of_all
+            : args.p[(static_cast<std::int64_t>(seq) * args.num_kv_heads + kv_head) * args.group +
+                     step.tid()];
+  }
   if (step.tid() < 8) step.s.own_count[step.tid()] = 0;
+  if (step.tid() == 0) step.s.select_total = step.s.select_forced = 0;
+  clear_select_bins(step);
+  if (step.warp() == 0) {
+    // Each head's p, or the largest for their mean.
+    const float largest = warp_max(p);
+    if (step.lane() < 8) step.s.p[step.lane()] = C::kPaper ? p : largest;
+    if (step.lane() == 0) step.s.problem = {seq, kv_head, n, 0};
+  }
   __syncthreads();
   if (n == 0) {
     write_empty(step);
@@ -67,18 +87,25 @@ __global__ void __launch_bounds__(C::kThreads, C::kCluster == 1 ? 1024 / C::kThr
   }
   step.stamp(0);
   if constexpr (C::kPaper) {
-    score_by_bounds(step);
+    score_by_bounds(step, first);
     cluster_sync<C::kCluster>();
     step.stamp(2);
     bound_norms(step);
   } else {
-    score_by_mass(step);
+    score_by_mass(step, first);
     cluster_sync<C::kCluster>();
     step.stamp(2);
     head_norms(step);
     __syncthreads();
     mass_keys(step);
     cluster_sync<C::kCluster>();
+  }
+  if (C::kPaper || C::kCluster > 1) {
+    const PagePool pool = page_pool(step);
+    for (int page = step.tid(); page < step.sealed(); page += C::kThreads) {
+      count_key(step, pool, page, step.keys()[page]);
+    }
+    __syncthreads();
   }
   step.stamp(3);
   select_candidates(step);
@@ -91,7 +118,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kCluster == 1 ? 1024 / C::kThr
   step.stamp(6);
   attend(step, kept);
   step.stamp(10);
-  if (args.head_mass != nullptr || args.tail_mass != nullptr) write_masses(step);
+  write_head_mass(step);
 }
 
 }  // namespace twilight::cuda_fast

@@ -20,7 +20,6 @@ int bytes_of(int cluster) {
 
 template <Scheme kScheme, int kDim, int kHeads>
 int bytes_of(int threads, int cluster) {
-  if (threads == 256) return bytes_of<kScheme, kDim, kHeads, 256>(cluster);
   if (threads == 512) return bytes_of<kScheme, kDim, kHeads, 512>(cluster);
   return bytes_of<kScheme, kDim, kHeads, 1024>(cluster);
 }

@@ -74,14 +74,18 @@ struct Fixed {
   float rescale[8];   ///< of what earlier chunks summed
   float2 reduce[C::kWarps][8];
   float remote[C::kCluster][8][2];
-  std::uint32_t warp_counts[2][32];
+  std::uint32_t warp_counts[32];
   std::uint32_t group_counts[C::kWarps * 8 + 64];
-  std::uint32_t segments[8];
+  float p[8];  ///< of each row that is pruned
+  std::uint32_t segments[C::kCluster][8];
   std::uint32_t kept_totals[8];
-  std::uint32_t list_count;
-  std::uint32_t mass_total;
-  std::uint32_t above_count;
-  std::uint32_t count;
+  std::uint32_t list_count[8];
+  std::uint32_t mass_total[8];
+  std::uint32_t above_count[8];
+  std::uint32_t count[8];
+  std::uint32_t row_above[8];
+  std::uint32_t row_target[8];
+  int row_bin[8];
   std::uint32_t threshold[8];
   std::uint32_t own_count[8];
   std::uint32_t found[4];
@@ -139,7 +143,8 @@ struct Step {
   using Key = std::conditional_t<C::kPaper, std::uint32_t, std::uint16_t>;
   __device__ Key* keys() const { return reinterpret_cast<Key*>(base + args.smem.keys); }
   // Region A while pruning.
-  __device__ std::uint16_t* weights() const { return reinterpret_cast<std::uint16_t*>(base); }
+  /// [owned, g, heads]: bf16 weights of tokens g (low half) and g + 8.
+  __device__ std::uint32_t* weights() const { return reinterpret_cast<std::uint32_t*>(base); }
   __device__ std::uint32_t* histogram() const {
     return reinterpret_cast<std::uint32_t*>(base + args.smem.histogram);
   }
@@ -189,6 +194,15 @@ struct Step {
   }
 };
 
+/// Address of a row, physical page * 16 + slot.
+template <class C>
+__device__ __forceinline__ const std::uint8_t* row_address(const Step<C>& step, const Plane& plane,
+                                                           std::int32_t token_stride,
+                                                           std::uint32_t row) {
+  return step.record(plane, static_cast<int>(row / kPage)) +
+         static_cast<std::int64_t>(row % kPage) * token_stride;
+}
+
 /// Bits of rotation_sign for channels 32 i .. 32 i + 31, set where it is -1.
 __host__ __device__ constexpr std::uint32_t rotation_bits(int i) {
   std::uint32_t bits = 0;
@@ -202,21 +216,52 @@ __host__ __device__ constexpr std::uint32_t rotation_bits(int i) {
   return bits;
 }
 
+/// Loads that depend on no other: issued first, so that their latencies overlap.
+template <class C>
+struct FirstLoads {
+  static constexpr int kPer = C::kDim / 32;
+  static constexpr int kSlots = C::kQueryRows / 2;
+  static_assert(kSlots <= C::kWarps);
+  float x[kPer];  ///< of head `warp`
+  int pages[2];   ///< table entries of this warp's first tile
+  int next[2];    ///< and of its second
+
+  __device__ void load(const StepArgs& args, int seq, int kv_head) {
+    const int warp = Step<C>::warp();
+    const int lane = Step<C>::lane();
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) x[j] = 0;
+    if (warp < args.group) {
+      const float* q = args.q + seq * args.q_seq_stride +
+                       (kv_head * args.group + warp) * C::kDim + lane * kPer;
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) x[j] = q[j];
+    }
+    const std::int32_t* table = args.block_table + seq * args.table_stride;
+    const int most = static_cast<int>(args.table_stride) - 1;
+    const int tile = warp * C::kCluster + Step<C>::rank();
+    const int stride = C::kWarps * C::kCluster;
+    constexpr int kTile = C::kPaper ? 8 : 16;
+#pragma unroll
+    for (int k = 0; k < (C::kPaper ? 1 : 2); ++k) {
+      pages[k] = table[min(kTile * tile + Step<C>::g() + 8 * k, most)];
+      next[k] = table[min(kTile * (tile + stride) + Step<C>::g() + 8 * k, most)];
+    }
+  }
+};
+
 /// Scales, rotates and quantises the group's queries. Ends without a barrier.
 template <class C>
-__device__ void prepare_query(const Step<C>& step) {
+__device__ void prepare_query(const Step<C>& step, const FirstLoads<C>& first) {
   constexpr int kPer = C::kDim / 32;
   constexpr int kSlots = C::kQueryRows / 2;
   Fixed<C>& s = step.s;
   const int lane = step.lane();
-  for (int h = step.warp(); h < kSlots; h += C::kWarps) {
-    float x[kPer] = {};
-    if (h < step.args.group) {
-      const float* q = step.args.q + step.seq() * step.args.q_seq_stride +
-                       (step.kv_head() * step.args.group + h) * C::kDim + lane * kPer;
+  const int h = step.warp();
+  if (h < kSlots) {
+    float x[kPer];
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) x[j] = q[j] * (step.args.scale * kLog2E);
-    }
+    for (int j = 0; j < kPer; ++j) x[j] = first.x[j] * (step.args.scale * kLog2E);
     using Element = typename C::Element;
 #pragma unroll
     for (int j = 0; j < kPer; ++j) {
@@ -283,9 +328,9 @@ __device__ void prepare_query(const Step<C>& step) {
     largest = warp_max(largest);
     sum = warp_sum(sum);
     squares = warp_sum(squares);
-    // 127 * 128 steps fit two signed bytes; three times the sum of the integers stays below 2^22,
-    // so that 2-bit products fit the mantissa of a float.
-    float unit = fmaxf(largest * (1.0F / 16256.0F), sum * (3.01F / 4194304.0F));
+    // 127 * 128 steps fit two signed bytes; twelve times the sum of the integers stays below 2^22,
+    // so that products with 2-bit codes, times 4, fit the mantissa of a float.
+    float unit = fmaxf(largest * (1.0F / 16256.0F), sum * (12.05F / 4194304.0F));
     if (!(unit > 0)) unit = 1;
     const float inverse = 1.0F / unit;
     int total = 0;
