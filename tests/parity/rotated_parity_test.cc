@@ -150,7 +150,7 @@ class RotatedParity : public ::testing::TestWithParam<Param> {
           std::max(mass.rounding, scale * magnitude(q.q, vector) * sum_rounding(kv_.head_dim));
     };
     std::vector<double> terms;
-    if (format_.summary == SummaryKind::kSubCentroid) {
+    if (num_centroids(format_.summary) > 1) {
       const int tokens = centroid_tokens(format_.summary, kv_.page_size);
       for (int i = 0; i * tokens < kv_.page_size; ++i) {
         decode_centre(r, i, vector);

@@ -9,7 +9,7 @@ struct NamedFormat {
   const char* name;
   IndexFormat format;
 };
-constexpr std::array<NamedFormat, 8> kFormats = {{
+constexpr std::array<NamedFormat, 9> kFormats = {{
     {"centroid_bits2", {.summary = SummaryKind::kCentroid, .key_bits = 2, .value_bits = 4}},
     {"own_centre", {.summary = SummaryKind::kNone, .key_bits = 2, .value_bits = 4}},
     {"sub_centroid_bits2", {.summary = SummaryKind::kSubCentroid, .key_bits = 2, .value_bits = 4}},
@@ -18,6 +18,8 @@ constexpr std::array<NamedFormat, 8> kFormats = {{
     {"quest4_bits2", {.summary = SummaryKind::kQuest4, .key_bits = 2, .value_bits = 4}},
     {"sub_centroid_bits8", {.summary = SummaryKind::kSubCentroid, .key_bits = 8, .value_bits = 4}},
     {"bits4_values", {.summary = SummaryKind::kNone, .key_bits = 4, .value_bits = 4}},
+    {"half_centroid_bits2",
+     {.summary = SummaryKind::kHalfCentroid, .key_bits = 2, .value_bits = 4}},
 }};
 
 /// The i-th combination of criterion, tail and selection that the format allows.

@@ -38,11 +38,12 @@ SparsePolicy policy_of(const OpCase& op_case) {
   SparsePolicy policy;
   policy.name = op_case.name;
   const SummaryKind summary = op_case.shape.format.summary;
-  policy.selector = from.mode == SelectMode::kAll          ? "full"
-                    : from.mode == SelectMode::kForcedOnly ? "streaming"
-                    : summary == SummaryKind::kCentroid    ? "centroid"
-                    : summary == SummaryKind::kSubCentroid ? "sub_centroid"
-                                                           : "quest";
+  policy.selector = from.mode == SelectMode::kAll           ? "full"
+                    : from.mode == SelectMode::kForcedOnly  ? "streaming"
+                    : summary == SummaryKind::kCentroid     ? "centroid"
+                    : summary == SummaryKind::kSubCentroid  ? "sub_centroid"
+                    : summary == SummaryKind::kHalfCentroid ? "half_centroid"
+                                                            : "quest";
   policy.candidate_fraction = from.fraction;
   policy.min_candidates = from.min_candidate_tokens;
   policy.max_candidates = from.max_candidate_tokens;
@@ -285,13 +286,16 @@ TEST_P(DecodeStepCases, MatchesTheOpsAndCountsThem) {
     const std::int64_t head_dim = case_.shape.head_dim;
     const SummaryKind kind = case_.shape.format.summary;
     const bool centroids = case_.policy.mode == SelectMode::kByScore &&
-                           (kind == SummaryKind::kCentroid || kind == SummaryKind::kSubCentroid);
-    const std::int64_t summary = kind == SummaryKind::kQuestBf16     ? 4 * head_dim
-                                 : kind == SummaryKind::kQuest4      ? head_dim + 16
-                                 : kind == SummaryKind::kCentroid    ? head_dim + 16
-                                 : kind == SummaryKind::kSubCentroid ? 2 * head_dim + 16
-                                                                     : 0;
-    const bool own_centre = kind != SummaryKind::kCentroid && kind != SummaryKind::kSubCentroid;
+                           (kind == SummaryKind::kCentroid || kind == SummaryKind::kSubCentroid ||
+                            kind == SummaryKind::kHalfCentroid);
+    const std::int64_t summary = kind == SummaryKind::kQuestBf16      ? 4 * head_dim
+                                 : kind == SummaryKind::kQuest4       ? head_dim + 16
+                                 : kind == SummaryKind::kCentroid     ? head_dim + 16
+                                 : kind == SummaryKind::kSubCentroid  ? 2 * head_dim + 16
+                                 : kind == SummaryKind::kHalfCentroid ? head_dim + 16
+                                                                      : 0;
+    const bool own_centre = kind != SummaryKind::kCentroid && kind != SummaryKind::kSubCentroid &&
+                            kind != SummaryKind::kHalfCentroid;
     const std::int64_t tiles = (page_size + 15) / 16;
     const std::int64_t record =
         policy_.key_bits == 16 ? page_size * row_bytes()

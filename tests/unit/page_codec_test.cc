@@ -196,6 +196,7 @@ TEST(PageBytes, SubCentroidsCoverRuns) {
 TEST(PageBytes, Sizes) {
   constexpr int kDim = 128;
   EXPECT_EQ(summary_record_bytes(SummaryKind::kCentroid, kDim), 128);
+  EXPECT_EQ(summary_record_bytes(SummaryKind::kHalfCentroid, kDim), 128);
   EXPECT_EQ(summary_record_bytes(SummaryKind::kSubCentroid, kDim), 256);
   EXPECT_EQ(estimate_record_bytes({SummaryKind::kCentroid, 2}, 16, kDim), 544);
   EXPECT_EQ(estimate_record_bytes({SummaryKind::kNone, 2}, 16, kDim), 608);
@@ -237,7 +238,7 @@ constexpr IndexFormat kFormats[] = {
     {SummaryKind::kCentroid, 2, 4}, {SummaryKind::kSubCentroid, 2, 4},
     {SummaryKind::kCentroid, 4, 0}, {SummaryKind::kSubCentroid, 8, 4},
     {SummaryKind::kCentroid, 0, 4}, {SummaryKind::kQuest4, 4, 4},
-    {SummaryKind::kNone, 8, 4}};
+    {SummaryKind::kNone, 8, 4},     {SummaryKind::kHalfCentroid, 2, 4}};
 
 class PageCodec : public ::testing::TestWithParam<std::tuple<int, int, int>> {
  protected:

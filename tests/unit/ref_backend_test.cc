@@ -99,6 +99,7 @@ constexpr SelectorKind kSelectors[] = {
     {"quest4", SelectMode::kByScore, SummaryKind::kQuest4},
     {"centroid", SelectMode::kByScore, SummaryKind::kCentroid},
     {"sub_centroid", SelectMode::kByScore, SummaryKind::kSubCentroid},
+    {"half_centroid", SelectMode::kByScore, SummaryKind::kHalfCentroid},
     {"streaming", SelectMode::kForcedOnly, SummaryKind::kNone}};
 
 class RefOptions : public ::testing::TestWithParam<std::tuple<int, int>> {
@@ -180,7 +181,7 @@ TEST_P(RefOptions, SupersetsBatchesAndFullMass) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Product, RefOptions,
-                         ::testing::Combine(::testing::Range(0, 6), ::testing::Values(2, 4, 8, 16)),
+                         ::testing::Combine(::testing::Range(0, 7), ::testing::Values(2, 4, 8, 16)),
                          [](const auto& param) {
                            return std::string(kSelectors[std::get<0>(param.param)].name) + "_bits" +
                                   std::to_string(std::get<1>(param.param));
