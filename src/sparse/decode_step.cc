@@ -180,8 +180,8 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
           ", accepted up to ", caps_.max_seqs);
   require(stats.empty() || stats.size() == static_cast<std::size_t>(num_seqs), "decode_step",
           "stats entries, got ", stats.size(), ", accepted 0 or ", num_seqs);
-  require(workspace.data != nullptr || workspace_bytes_ == 0, "decode_step", "workspace, got null, accepted ",
-          workspace_bytes_, " bytes");
+  require(workspace.data != nullptr || workspace_bytes_ == 0, "decode_step",
+          "workspace, got null, accepted ", workspace_bytes_, " bytes");
   const Scratch scratch = carve(workspace.data, workspace.bytes);
   const float scale = 1.0F / std::sqrt(static_cast<float>(params.kv.head_dim));
   const float layer_p = policy_.p_of_layer(params.layer);
