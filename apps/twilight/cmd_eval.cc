@@ -35,7 +35,7 @@ namespace {
 
 struct EvalFlags {
   LabFlags lab;
-  PresetList presets{{"paper"}};
+  PresetList presets{{"paper", "adaptive"}};
   PplOptions ppl;
   NeedleOptions needles;
   RecallOptions recall;

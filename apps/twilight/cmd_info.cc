@@ -48,7 +48,7 @@ int run_info(const InfoFlags& flags) {
                        {"weight_dtype", info.weight_dtype},
                        {"tied_embeddings", info.tied_embeddings},
                        {"kv_bytes_per_token", bytes_per_token("dense")},
-                       {"kv_and_index_bytes_per_token", bytes_per_token("paper")}};
+                       {"kv_and_index_bytes_per_token", bytes_per_token("adaptive")}};
   }
   if (flags.common.json) {
     std::printf("%s\n", report.dump(2).c_str());

@@ -22,7 +22,7 @@ struct CommonFlags {
 
 /// How attention decides what to read. Fields left unset keep the preset's value.
 struct AttentionFlags {
-  std::string attention = "paper";
+  std::string attention = "adaptive";
   std::optional<double> p;
   std::optional<double> candidates;
   std::optional<std::int32_t> min_candidates, max_candidates, min_tokens;

@@ -48,7 +48,7 @@ bool read_flag(std::int32_t value, const char* where, const char* name) {
 
 // Index formats as twl_index_view numbers them: those of IndexFormat.
 IndexFormat read_format(const twl_index_view& view, const char* where) {
-  require(view.summary >= 0 && view.summary <= 4, where, "index.summary, got ", view.summary,
+  require(view.summary >= 0 && view.summary <= 5, where, "index.summary, got ", view.summary,
           ", accepted what twl_index_view_init sets");
   const std::int32_t bits = view.key_bits;
   require(bits == 0 || bits == 2 || bits == 4 || bits == 8, where, "index.key_bits, got ", bits,

@@ -40,7 +40,8 @@ class Commands(cli_lib.ProgramTest):
         for part in ("version", "device", "presets", "quest:K", "LlamaForCausalLM", "layers"):
             self.assertIn(part, text)
         report = self.run_json("info", "--model", vesper())
-        self.assertEqual(report["presets"], ["dense", "paper", "paper-full", "quest:K", "streaming"])
+        self.assertEqual(report["presets"], ["dense", "adaptive", "paper", "paper-full", "quest:K",
+                                             "streaming"])
         model = report["model"]
         self.assertEqual((model["layers"], model["query_heads"], model["kv_heads"]), (8, 8, 2))
         self.assertEqual(model["max_context"], 32768)
@@ -71,7 +72,7 @@ class Commands(cli_lib.ProgramTest):
         self.assertEqual(report["finish_reason"], "length")
         self.check_totals(report["attention"])
         self.assertEqual(report["attention"]["decode_steps"], 11)
-        self.assertEqual(report["policy"]["name"], "paper")
+        self.assertEqual(report["policy"]["name"], "adaptive")
 
     def test_threads_and_prompt_file_do_not_change_the_tokens(self):
         name = cli_lib.write(self.file("prompt.txt"), PROMPT)

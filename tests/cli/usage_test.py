@@ -72,7 +72,7 @@ class Usage(cli_lib.ProgramTest):
 
     def test_attention_flags(self):
         for flag, value, parts in (
-                ("--attention", "best", ("[attention]", "'best'", "accepted dense, paper")),
+                ("--attention", "best", ("[attention]", "'best'", "accepted dense, adaptive, paper")),
                 ("--attention", "quest:0", ("quest:K", "'quest:0'", "accepted a number of tokens")),
                 ("--attention", "quest:x", ("quest:K", "'quest:x'", "accepted a number of tokens")),
                 ("--attn-p", "0", ("p, got 0", "accepted above 0 to 1")),

@@ -124,7 +124,7 @@ TEST_P(CApi, AdaptivePolicyKeepsThePromisesAndCountsTheTail) {
     shape.preset = tail == 1 ? "adaptive" : "paper";
     CAbiCase c(shape);
     if (tail == 1) {
-      EXPECT_EQ(c.policy.selector, TWL_SELECTOR_CENTROID);
+      EXPECT_EQ(c.policy.selector, TWL_SELECTOR_HALF_CENTROID);
       EXPECT_EQ(c.policy.criterion, TWL_CRITERION_GROUP_MEAN);
       EXPECT_EQ(c.policy.tail, 1);
       EXPECT_EQ(c.index.value_bits, 4);
