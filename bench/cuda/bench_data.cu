@@ -52,8 +52,8 @@ __global__ void fill_rows(DataShape s, std::int64_t pool_pages, const std::int32
     const int d = 2 * i % s.head_dim;
     const std::int64_t token = page * 16 + slot;
     const std::uint64_t id = static_cast<std::uint64_t>(unit * s.tokens + token);
-    const float run = uniform(mix(static_cast<std::uint64_t>(unit * s.tokens + token / 8) +
-                                  (5ULL << 58)));
+    const float run =
+        uniform(mix(static_cast<std::uint64_t>(unit * s.tokens + token / 8) + (5ULL << 58)));
     float strength = 0;
     if (run < share && uniform(mix(id + (6ULL << 58))) < 0.6F) {
       strength = (7.5F + 1.5F * normals(id + (7ULL << 58)).x) / query;
@@ -83,8 +83,8 @@ __global__ void fill_queries(DataShape s, float* q, __nv_bfloat16* q16) {
   }
 }
 
-__global__ void __launch_bounds__(512) sum_words(const uint4* data, std::size_t count,
-                                                 std::uint32_t* sink) {
+__global__ void __launch_bounds__(512)
+    sum_words(const uint4* data, std::size_t count, std::uint32_t* sink) {
   std::uint32_t sum = 0;
   const std::size_t stride = static_cast<std::size_t>(gridDim.x) * blockDim.x;
   std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -108,9 +108,9 @@ void make_data(const DataShape& shape, std::int64_t pool_pages, const std::int32
                   static_cast<unsigned>(shape.num_kv_heads));
   fill_rows<<<grid, 256>>>(shape, pool_pages, table, static_cast<__nv_bfloat16*>(k),
                            static_cast<__nv_bfloat16*>(v));
-  fill_queries<<<dim3(static_cast<unsigned>(shape.num_seqs),
-                      static_cast<unsigned>(shape.num_q_heads)),
-                 128>>>(shape, q, static_cast<__nv_bfloat16*>(q16));
+  fill_queries<<<
+      dim3(static_cast<unsigned>(shape.num_seqs), static_cast<unsigned>(shape.num_q_heads)), 128>>>(
+      shape, q, static_cast<__nv_bfloat16*>(q16));
 }
 
 void read_memory(const void* data, std::size_t bytes, void* sink, int blocks, cudaStream_t stream) {

@@ -6,12 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 
-/// Keys, values and queries for benchmarks, made on the device: every (sequence, KV head) has its own
-/// random cache, and heavy tokens that its queries attend to.
+/// Keys, values and queries for benchmarks, made on the device: every (sequence, KV head) has its
+/// own random cache, and heavy tokens that its queries attend to.
 namespace twilight::bench {
 
-/// Scores are q . k / sqrt(D). Ordinary tokens score about N(0, 1.2^2). Heavy ones come in runs of 8
-/// positions, score about N(7.5, 1.9^2) more, and number about heavy_tokens times a log-normal
+/// Scores are q . k / sqrt(D). Ordinary tokens score about N(0, 1.2^2). Heavy ones come in runs of
+/// 8 positions, score about N(7.5, 1.9^2) more, and number about heavy_tokens times a log-normal
 /// factor of each (sequence, KV head), so that top-p budgets differ widely between heads.
 struct DataShape {
   std::int32_t num_seqs = 0;

@@ -38,9 +38,9 @@ class DeviceFixture {
     kv.seq_lens = copy(kv.seq_lens, static_cast<std::size_t>(kv.num_seqs));
     kv.host_seq_lens = host_lens.data();
     q = fixture.q();
-    q.data = copy(q.data, static_cast<std::size_t>(
-                              (kv.num_seqs - 1) * q.seq_stride +
-                              static_cast<std::int64_t>(q.num_heads) * kv.head_dim));
+    q.data = copy(q.data,
+                  static_cast<std::size_t>((kv.num_seqs - 1) * q.seq_stride +
+                                           static_cast<std::int64_t>(q.num_heads) * kv.head_dim));
   }
   DeviceFixture(const DeviceFixture&) = delete;
   DeviceFixture& operator=(const DeviceFixture&) = delete;

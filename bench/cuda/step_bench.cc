@@ -98,10 +98,10 @@ class World {
   static constexpr int kQueryHeads = 32;
   static constexpr int kDim = 128;
 
-  World(int kv_heads, int ctx, bool paper)
-      : kv_heads_(kv_heads), ctx_(ctx), paper_(paper) {
+  World(int kv_heads, int ctx, bool paper) : kv_heads_(kv_heads), ctx_(ctx), paper_(paper) {
     // 8.6 GB of keys and values, or one batch of 64 where that is more.
-    seqs_ = static_cast<int>(std::max<std::int64_t>(std::int64_t{64} * 32768 * 8 / kv_heads / ctx, 16));
+    seqs_ =
+        static_cast<int>(std::max<std::int64_t>(std::int64_t{64} * 32768 * 8 / kv_heads / ctx, 16));
     pages_ = static_cast<std::int64_t>(seqs_) * ctx / 16;
     const std::size_t rows = static_cast<std::size_t>(pages_) * 16 * kv_heads;
     k_ = device_array<std::byte>(rows * kDim * 2);
@@ -110,7 +110,8 @@ class World {
     format_ = paper ? IndexFormat{SummaryKind::kQuestBf16, 4, 0, IndexLayout::kMma}
                     : IndexFormat{SummaryKind::kCentroid, 2, 4, IndexLayout::kMma};
     index_.format = format_;
-    const auto pool = [&](std::byte*& data, std::int64_t& page, std::int64_t& head, std::int64_t bytes) {
+    const auto pool = [&](std::byte*& data, std::int64_t& page, std::int64_t& head,
+                          std::int64_t bytes) {
       if (bytes == 0) return;
       data = device_array<std::byte>(records * static_cast<std::size_t>(bytes));
       page = bytes;
@@ -134,11 +135,12 @@ class World {
   World(const World&) = delete;
   World& operator=(const World&) = delete;
   ~World() {
-    for (void* p : {static_cast<void*>(k_), static_cast<void*>(v_), static_cast<void*>(index_.summaries),
-                    static_cast<void*>(index_.estimates), static_cast<void*>(index_.value_means),
-                    static_cast<void*>(index_.params), static_cast<void*>(q_),
-                    static_cast<void*>(q16_), static_cast<void*>(out_), static_cast<void*>(out16_),
-                    static_cast<void*>(table_), static_cast<void*>(lens_), static_cast<void*>(p_)}) {
+    for (void* p :
+         {static_cast<void*>(k_), static_cast<void*>(v_), static_cast<void*>(index_.summaries),
+          static_cast<void*>(index_.estimates), static_cast<void*>(index_.value_means),
+          static_cast<void*>(index_.params), static_cast<void*>(q_), static_cast<void*>(q16_),
+          static_cast<void*>(out_), static_cast<void*>(out16_), static_cast<void*>(table_),
+          static_cast<void*>(lens_), static_cast<void*>(p_)}) {
       cudaFree(p);
     }
   }
@@ -172,8 +174,8 @@ class World {
     kv.block_table += static_cast<std::int64_t>(first) * kv.block_table_stride;
     kv.seq_lens += first;
     const SeqSubset all{nullptr, c.batch};
-    const QueryView q{q_ + static_cast<std::int64_t>(first) * kQueryHeads * kDim, kQueryHeads * kDim,
-                      kQueryHeads};
+    const QueryView q{q_ + static_cast<std::int64_t>(first) * kQueryHeads * kDim,
+                      kQueryHeads * kDim, kQueryHeads};
     const float scale = 1.0F / std::sqrt(static_cast<float>(kDim));
     const std::int64_t unit = static_cast<std::int64_t>(first) * kv_heads_;
     const std::int64_t head = static_cast<std::int64_t>(first) * kQueryHeads;
@@ -453,12 +455,12 @@ struct Bench {
         100 * rate / peak, kept_mean, percentile(kept, 0.05), percentile(kept, 0.5),
         percentile(kept, 0.95), percentile(kept, 1.0), dense_time.median,
         dense_time.median / t.median);
-    rows.push_back(text(
-        "{\"q_heads\": 32, \"kv_heads\": %d, \"batch\": %d, \"ctx\": %d, \"preset\": \"%s\", "
-        "\"fraction\": %.4f, \"threads\": %d, \"cluster\": %d, \"lists\": %s, \"us\": %.2f, "
-        "\"us_low\": %.2f, \"us_high\": %.2f, ",
-        c.kv_heads, c.batch, c.ctx, c.paper ? "paper" : "adaptive", c.fraction, shape.threads,
-        shape.cluster, lists ? "true" : "false", t.median, t.low, t.high) +
+    rows.push_back(
+        text("{\"q_heads\": 32, \"kv_heads\": %d, \"batch\": %d, \"ctx\": %d, \"preset\": \"%s\", "
+             "\"fraction\": %.4f, \"threads\": %d, \"cluster\": %d, \"lists\": %s, \"us\": %.2f, "
+             "\"us_low\": %.2f, \"us_high\": %.2f, ",
+             c.kv_heads, c.batch, c.ctx, c.paper ? "paper" : "adaptive", c.fraction, shape.threads,
+             shape.cluster, lists ? "true" : "false", t.median, t.low, t.high) +
         text("\"bytes\": %.0f, \"tb_s\": %.3f, \"share_of_peak\": %.3f, \"candidate_pages\": %.1f, "
              "\"kept\": %.1f, \"kept_p5\": %.0f, \"kept_p50\": %.0f, \"kept_p95\": %.0f, "
              "\"kept_max\": %.0f, ",
@@ -472,8 +474,8 @@ struct Bench {
 
   void report_stages(World& world, const Config& c, cuda_fast::StepShape shape) {
     const int problems = c.batch * c.kv_heads;
-    auto* stamps = device_array<std::int64_t>(
-        static_cast<std::size_t>(problems * cuda_fast::kStamps));
+    auto* stamps =
+        device_array<std::int64_t>(static_cast<std::size_t>(problems * cuda_fast::kStamps));
     cuda_fast::StepOptions options;
     options.shape = shape;
     options.stamps = stamps;
@@ -486,8 +488,8 @@ struct Bench {
     check(cudaDeviceSynchronize(), "stages");
     check(cudaMemcpy(t.data(), stamps, t.size() * 8, cudaMemcpyDeviceToHost), "stamps");
     cudaFree(stamps);
-    static const char* const kNames[] = {"query",  "score", "keys", "select", "estimate",
-                                         "prune",  "QK",    "PV",   "tail",   "output"};
+    static const char* const kNames[] = {"query", "score", "keys", "select", "estimate",
+                                         "prune", "QK",    "PV",   "tail",   "output"};
     std::int64_t first = t[0];
     std::int64_t last = 0;
     double mean[10] = {};
@@ -507,9 +509,11 @@ struct Bench {
       start[0] = std::max(start[0], 1e-3 * double(s[0] - first));
       start[1] += 1e-3 * double(last - s[10]) / problems;
     }
-    std::string json = "{\"stages_of\": \"" + text("%d:%d:%d:%s:%.3f:%d:%d", c.kv_heads, c.batch, c.ctx,
-                                                  c.paper ? "paper" : "adaptive", c.fraction,
-                                                  shape.threads, shape.cluster) + "\"";
+    std::string json =
+        "{\"stages_of\": \"" +
+        text("%d:%d:%d:%s:%.3f:%d:%d", c.kv_heads, c.batch, c.ctx, c.paper ? "paper" : "adaptive",
+             c.fraction, shape.threads, shape.cluster) +
+        "\"";
     std::printf("    stages (mean/max us):");
     for (int k = 0; k < 10; ++k) {
       std::printf(" %s %.1f/%.1f", kNames[k], mean[k], worst[k]);
@@ -543,8 +547,10 @@ int main(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     const std::string arg = argv[i];
     const auto value = [&] { return i + 1 < argc ? argv[++i] : ""; };
-    if (arg == "--no-baseline") bench.baseline = false;
-    else if (arg == "--stages") bench.stages = true;
+    if (arg == "--no-baseline")
+      bench.baseline = false;
+    else if (arg == "--stages")
+      bench.stages = true;
     else if (arg == "--shape") {
       cuda_fast::StepShape shape;
       std::sscanf(value(), "%d:%d", &shape.threads, &shape.cluster);
@@ -552,7 +558,8 @@ int main(int argc, char** argv) {
     } else if (arg == "--config") {
       Config c;
       char preset[32] = "";
-      std::sscanf(value(), "%d:%d:%d:%31[a-z]:%lf", &c.kv_heads, &c.batch, &c.ctx, preset, &c.fraction);
+      std::sscanf(value(), "%d:%d:%d:%31[a-z]:%lf", &c.kv_heads, &c.batch, &c.ctx, preset,
+                  &c.fraction);
       c.paper = std::strcmp(preset, "paper") == 0;
       configs.push_back(c);
     }
@@ -582,7 +589,8 @@ int main(int argc, char** argv) {
   const Config* last = nullptr;
   double short_peak = 0;
   for (const Config& c : configs) {
-    if (last == nullptr || last->kv_heads != c.kv_heads || last->ctx != c.ctx || last->paper != c.paper) {
+    if (last == nullptr || last->kv_heads != c.kv_heads || last->ctx != c.ctx ||
+        last->paper != c.paper) {
       world.reset();
       world = std::make_unique<World>(c.kv_heads, c.ctx, c.paper);
     }
@@ -604,14 +612,16 @@ int main(int argc, char** argv) {
         }
       });
       short_peak = double(small) / t.median * 1e-6;
-      std::printf("read peak %.3f TB/s (2 GiB), %.3f TB/s (launches of 140 MiB)\n", bench.peak, short_peak);
+      std::printf("read peak %.3f TB/s (2 GiB), %.3f TB/s (launches of 140 MiB)\n", bench.peak,
+                  short_peak);
       cudaFree(sink);
     }
     bench.run(*world, c);
   }
   std::ofstream out(argv[1]);
-  out << "{\"device\": \"" << prop.name << "\", \"cudnn\": \"" << cudnn << "\", \"read_peak_tb_s\": "
-      << bench.peak << ", \"read_peak_140mb_tb_s\": " << short_peak << ", \"rows\": [\n";
+  out << "{\"device\": \"" << prop.name << "\", \"cudnn\": \"" << cudnn
+      << "\", \"read_peak_tb_s\": " << bench.peak << ", \"read_peak_140mb_tb_s\": " << short_peak
+      << ", \"rows\": [\n";
   for (std::size_t i = 0; i < bench.rows.size(); ++i) {
     out << bench.rows[i] << (i + 1 < bench.rows.size() ? ",\n" : "\n");
   }

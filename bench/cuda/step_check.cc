@@ -8,9 +8,10 @@
 #include "device_fixture.h"
 
 /// The fused CUDA step against the scalar reference over shapes, distributions, lengths and launch
-/// shapes. Each stage is judged on what the one before it gave: candidate lists by scores, kept sets
-/// by the reference's weights of the same candidates, the output by the reference's attention over
-/// the same lists. Prints one line a failure and a summary; exit status 1 where anything failed.
+/// shapes. Each stage is judged on what the one before it gave: candidate lists by scores, kept
+/// sets by the reference's weights of the same candidates, the output by the reference's attention
+/// over the same lists. Prints one line a failure and a summary; exit status 1 where anything
+/// failed.
 namespace twilight {
 namespace {
 
@@ -36,8 +37,11 @@ struct Shape {
 class Check {
  public:
   explicit Check(const OpCase& op_case)
-      : case_(op_case), fixture_(op_case.make_fixture()), device_(fixture_),
-        ref_(make_ref_backend()), expected_(op_case, fixture_) {
+      : case_(op_case),
+        fixture_(op_case.make_fixture()),
+        device_(fixture_),
+        ref_(make_ref_backend()),
+        expected_(op_case, fixture_) {
     expected_.run_selection(*ref_, {});
   }
 
@@ -64,16 +68,15 @@ class Check {
 
  private:
   void fail(const char* what, int seq, int head, double value) {
-    if (ok_) std::printf("FAIL %s: %s (seq %d head %d: %g)\n", label_.c_str(), what, seq, head, value);
+    if (ok_)
+      std::printf("FAIL %s: %s (seq %d head %d: %g)\n", label_.c_str(), what, seq, head, value);
     ok_ = false;
   }
 
   bool step(Shape shape, StepBuffers& got) {
     SparseStepParams params = got.sparse_step_params();
     DeviceFixture& d = device_;
-    const auto points = [&](auto& p) {
-      p.kv = d.kv;
-    };
+    const auto points = [&](auto& p) { p.kv = d.kv; };
     points(params.prune.score), points(params.prune.select), points(params.prune.estimate),
         points(params.prune.prune), points(params.attend);
     params.prune.score.q = params.prune.estimate.q = params.attend.q = d.q;
@@ -107,9 +110,9 @@ class Check {
                                 options);
     bench::check_cuda(cudaDeviceSynchronize(), (case_.name + " step").c_str());
     const auto back = [](auto& host, const auto* from) {
-      bench::check_cuda(cudaMemcpy(host.data(), from, host.size() * sizeof(host[0]),
-                                   cudaMemcpyDeviceToHost),
-                        "read back");
+      bench::check_cuda(
+          cudaMemcpy(host.data(), from, host.size() * sizeof(host[0]), cudaMemcpyDeviceToHost),
+          "read back");
     };
     back(got.pages, params.prune.select.pages);
     back(got.page_counts, params.prune.select.page_counts);
@@ -264,7 +267,8 @@ class Check {
 std::vector<OpCase> cases(bool tuned_only) {
   std::vector<OpCase> list;
   const auto add = [&](const std::string& name, bool paper, int group, int dim, DType dtype,
-                       test::Distribution distribution, std::vector<std::int32_t> lengths) -> OpCase& {
+                       test::Distribution distribution,
+                       std::vector<std::int32_t> lengths) -> OpCase& {
     OpCase c;
     c.name = name;
     c.shape.lengths = std::move(lengths);
@@ -274,7 +278,9 @@ std::vector<OpCase> cases(bool tuned_only) {
     c.shape.page_size = 16;
     c.shape.dtype = dtype;
     c.shape.format = paper ? IndexFormat{SummaryKind::kQuestBf16, 4, 0, IndexLayout::kMma}
-                           : IndexFormat{SummaryKind::kCentroid, 2, 4, IndexLayout::kMma};
+                           : IndexFormat{name.starts_with("halves") ? SummaryKind::kHalfCentroid
+                                                                    : SummaryKind::kCentroid,
+                                         2, 4, IndexLayout::kMma};
     c.options.distribution = distribution;
     c.options.seed = list.size() + 1;
     c.policy.criterion = paper ? PruneCriterion::kPerHead : PruneCriterion::kGroupMean;
@@ -288,12 +294,12 @@ std::vector<OpCase> cases(bool tuned_only) {
   };
   using D = test::Distribution;
   const std::vector<std::int32_t> ragged = {0, 1, 15, 16, 17, 100, 333, 1024, 2500};
-  const std::pair<const char*, D> kinds[] = {
-      {"normal", D::kNormal},     {"planted", D::kPlanted}, {"equal", D::kAllEqual},
-      {"tied", D::kTiedGroups},   {"one", D::kOneDominant}, {"sink", D::kSinkDominated},
-      {"zero", D::kZeroRange},    {"wide", D::kWide}};
-  for (const bool paper : {false, true}) {
-    const std::string scheme = paper ? "paper_" : "adaptive_";
+  const std::pair<const char*, D> kinds[] = {{"normal", D::kNormal},   {"planted", D::kPlanted},
+                                             {"equal", D::kAllEqual},  {"tied", D::kTiedGroups},
+                                             {"one", D::kOneDominant}, {"sink", D::kSinkDominated},
+                                             {"zero", D::kZeroRange},  {"wide", D::kWide}};
+  for (const std::string scheme : {"adaptive_", "halves_", "paper_"}) {
+    const bool paper = scheme == "paper_";
     for (const auto& [name, kind] : kinds) {
       add(scheme + name, paper, 4, 128, DType::kBf16, kind, ragged);
     }
@@ -309,11 +315,12 @@ std::vector<OpCase> cases(bool tuned_only) {
     half.policy.p = 0.99F;
     OpCase& subset = add(scheme + "subset", paper, 4, 128, DType::kBf16, D::kPlanted, ragged);
     subset.subset = true;
-    OpCase& token_major = add(scheme + "token_major", paper, 4, 128, DType::kBf16, D::kPlanted, ragged);
+    OpCase& token_major =
+        add(scheme + "token_major", paper, 4, 128, DType::kBf16, D::kPlanted, ragged);
     token_major.options.token_major = true;
     if (!paper) {
-      add("adaptive_no_tail", false, 4, 128, DType::kBf16, D::kPlanted, ragged).policy.tail = false;
-      OpCase& mass = add("adaptive_mass", false, 4, 128, DType::kBf16, D::kPlanted, ragged);
+      add(scheme + "no_tail", false, 4, 128, DType::kBf16, D::kPlanted, ragged).policy.tail = false;
+      OpCase& mass = add(scheme + "mass", false, 4, 128, DType::kBf16, D::kPlanted, ragged);
       mass.policy.mass = 0.8;
       mass.policy.mass_floor = 64;
       mass.policy.fraction = 0.5;
@@ -340,8 +347,10 @@ int main(int argc, char** argv) {
   bool tuned_only = false;
   std::string filter;
   for (int i = 1; i < argc; ++i) {
-    if (std::string(argv[i]) == "--tuned") tuned_only = true;
-    else filter = argv[i];
+    if (std::string(argv[i]) == "--tuned")
+      tuned_only = true;
+    else
+      filter = argv[i];
   }
   int failed = 0;
   int count = 0;

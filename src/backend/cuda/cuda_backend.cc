@@ -4,6 +4,7 @@
 
 #include "backend/cuda/base/base_ops.h"
 #include "backend/cuda/cuda_check.h"
+#include "backend/cuda/fast/fast_step.h"
 #include "backend/cuda/host_words.h"
 #include "core/check.h"
 
@@ -177,6 +178,22 @@ void CudaBackend::do_select_and_prune(const SelectAndPruneParams& params, Worksp
   do_select_pages(step.select, rest);
   if (prunes) do_estimate_scores(step.estimate, rest);
   do_prune_top_p(step.prune, rest);
+}
+
+// One kernel where the shape has one. Its sets differ from those of the parts only where scores or
+// weights are equal up to rounding.
+void CudaBackend::do_sparse_step(const SparseStepParams& params, Workspace workspace) {
+  if (!cuda_fast::fast_step_supports(params, device_)) {
+    do_select_and_prune(params.prune, workspace);
+    do_attend_sparse(params.attend, workspace);
+    return;
+  }
+  Arena arena(workspace.data, workspace.bytes);
+  const PruneParams& prune = params.prune.prune;
+  const DeviceSubset seqs = device_subset(params.attend.seqs, arena, stream_.get());
+  const DeviceProbabilities p = device_probabilities(prune.p, prune.seqs, prune.kv.num_seqs,
+                                                     prune.num_q_heads, arena, stream_.get());
+  cuda_fast::launch_fast_step(params, seqs, p, device_, stream_.get());
 }
 
 void CudaBackend::do_attend_dense(const AttendDenseParams& params, Workspace workspace) {

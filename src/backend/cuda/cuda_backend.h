@@ -57,6 +57,7 @@ class CudaBackend final : public Backend {
   void do_estimate_scores(const EstimateParams& params, Workspace workspace) override;
   void do_prune_top_p(const PruneParams& params, Workspace workspace) override;
   void do_select_and_prune(const SelectAndPruneParams& params, Workspace workspace) override;
+  void do_sparse_step(const SparseStepParams& params, Workspace workspace) override;
   void do_attend_dense(const AttendDenseParams& params, Workspace workspace) override;
   void do_attend_sparse(const AttendSparseParams& params, Workspace workspace) override;
   void do_attend_prefill(const AttendPrefillParams& params) override;

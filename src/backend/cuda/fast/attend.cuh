@@ -26,7 +26,7 @@ __device__ void score_rows(const Step<C>& step, int first, int count) {
   const bool writes = head < C::kHeads && (C::kHeads == 8 || step.g() < 4);
   float largest = -INFINITY;
   constexpr int kChunks = C::kDim / 32;
-  const auto load = [&](int tile, uint4 (&x)[kChunks]) {
+  const auto load = [&](int tile, uint4(&x)[kChunks]) {
     const std::uint32_t row = step.rows()[first + min(8 * tile + step.g(), count - 1)];
     const std::uint8_t* at =
         row_address(step, step.args.k, step.args.k_token_stride, row) + 16 * step.t();
@@ -34,11 +34,10 @@ __device__ void score_rows(const Step<C>& step, int first, int count) {
     for (int i = 0; i < kChunks; ++i) x[i] = load_stream16(at + 64 * i);
     // The values come next.
     if (step.t() < C::kDim / 64) {
-      prefetch_line(row_address(step, step.args.v, step.args.v_token_stride, row) +
-                    128 * step.t());
+      prefetch_line(row_address(step, step.args.v, step.args.v_token_stride, row) + 128 * step.t());
     }
   };
-  const auto finish = [&](int tile, const uint4 (&x)[kChunks]) {
+  const auto finish = [&](int tile, const uint4(&x)[kChunks]) {
     float acc[4] = {};
     row_products<C, typename C::Element>(acc, step.s.q_rows, x, step.g(), step.t());
     const float2 products = whole_products<C>(acc);
@@ -67,7 +66,8 @@ __device__ void score_rows(const Step<C>& step, int first, int count) {
   }
   largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 1));
   largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 2));
-  if (step.t() == 0 && (C::kHeads == 8 || step.g() < 4)) step.s.reduce[step.warp()][head].x = largest;
+  if (step.t() == 0 && (C::kHeads == 8 || step.g() < 4))
+    step.s.reduce[step.warp()][head].x = largest;
 }
 
 /// Adds the weighted values of the chunk; returns this lane's part of column g's normaliser.
@@ -78,7 +78,7 @@ __device__ float add_values(const Step<C>& step, int first, int count, ValueSums
   const int head = C::kHeads == 8 ? step.g() : step.g() % C::kHeads;
   const float top = step.s.top[head];
   float total = 0;
-  const auto load = [&](int tile, uint4 (&x)[4]) {
+  const auto load = [&](int tile, uint4(&x)[4]) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const int token = min(16 * tile + 2 * step.t() + (k & 1) + 8 * (k >> 1), count - 1);
@@ -87,7 +87,7 @@ __device__ float add_values(const Step<C>& step, int first, int count, ValueSums
                            128 * half + 16 * step.g());
     }
   };
-  const auto finish = [&](int tile, const uint4 (&x)[4]) {
+  const auto finish = [&](int tile, const uint4(&x)[4]) {
     using Element = typename C::Element;
     std::uint32_t p[2];
 #pragma unroll
@@ -110,8 +110,7 @@ __device__ float add_values(const Step<C>& step, int first, int count, ValueSums
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       mma_16<Element>(sums.o[i], __byte_perm(w[0][i], w[1][i], 0x5410),
-                      __byte_perm(w[0][i], w[1][i], 0x7632),
-                      __byte_perm(w[2][i], w[3][i], 0x5410),
+                      __byte_perm(w[0][i], w[1][i], 0x7632), __byte_perm(w[2][i], w[3][i], 0x5410),
                       __byte_perm(w[2][i], w[3][i], 0x7632), p[0], p[1]);
     }
   };
@@ -146,8 +145,8 @@ __device__ float add_tails(const Step<C>& step, ValueSums& sums) {
       const int i = 16 * tile + 2 * step.t() + (k & 1) + 8 * (k >> 1);
       const int page = step.physical()[min(i, count - 1)];
       codes[k] = load_stream4(step.record(step.args.value_means, page) + 32 * half + 4 * step.g());
-      scale[k] = __half2float(__ushort_as_half(
-          __ldg(reinterpret_cast<const unsigned short*>(step.record(step.args.params, page) + 10))));
+      scale[k] = __half2float(__ushort_as_half(__ldg(
+          reinterpret_cast<const unsigned short*>(step.record(step.args.params, page) + 10))));
       mass[k] = i < count ? step.page_values()[i * C::kHeads + head] * gain : 0.0F;
     }
     std::uint32_t m[2];
@@ -160,10 +159,9 @@ __device__ float add_tails(const Step<C>& step, ValueSums& sums) {
     }
     // Halves of a pair of pages' words; nibble n of a half is channel 4 (n & 1) + n / 2, + 2 in the
     // upper half.
-    const std::uint32_t pair[2][2] = {{__byte_perm(codes[0], codes[1], 0x5410),
-                                       __byte_perm(codes[0], codes[1], 0x7632)},
-                                      {__byte_perm(codes[2], codes[3], 0x5410),
-                                       __byte_perm(codes[2], codes[3], 0x7632)}};
+    const std::uint32_t pair[2][2] = {
+        {__byte_perm(codes[0], codes[1], 0x5410), __byte_perm(codes[0], codes[1], 0x7632)},
+        {__byte_perm(codes[2], codes[3], 0x5410), __byte_perm(codes[2], codes[3], 0x7632)}};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int upper = i & 1;
@@ -199,13 +197,13 @@ __device__ __forceinline__ void store_sums(const Step<C>& step, const ValueSums&
   for (int c = 0; c < 2; ++c) {
     const int head = 2 * step.t() + c;
     if (head >= C::kHeads) continue;
-    float* out = step.partials() +
-                 (step.warp() / C::kHalves * C::kHeads + head) * kPartialRow<C> +
+    float* out = step.partials() + (step.warp() / C::kHalves * C::kHeads + head) * kPartialRow<C> +
                  64 * (step.warp() % C::kHalves) + 8 * step.g();
     const float rescale = add ? step.s.rescale[head] : 0.0F;
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
-      float4 x = make_float4(sums.o[i][c], sums.o[i][2 + c], sums.o[i + 1][c], sums.o[i + 1][2 + c]);
+      float4 x =
+          make_float4(sums.o[i][c], sums.o[i][2 + c], sums.o[i + 1][c], sums.o[i + 1][2 + c]);
       auto* at = reinterpret_cast<float4*>(out + 2 * i);
       if (add) {
         const float4 y = *at;

@@ -31,8 +31,7 @@ __device__ __forceinline__ float log2_fast(float x) {
 __device__ __forceinline__ void mma_u8s8(int& c0, int& c1, int& c2, int& c3, std::uint32_t a0,
                                          std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
                                          std::uint32_t b0, std::uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+r"(c0), "+r"(c1), "+r"(c2), "+r"(c3)
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -46,8 +45,7 @@ template <>
 __device__ __forceinline__ void mma_16<Bf16>(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                              std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
                                              std::uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
       "{%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -56,8 +54,7 @@ template <>
 __device__ __forceinline__ void mma_16<Half>(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
                                              std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
                                              std::uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
       "{%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -245,10 +242,10 @@ __device__ __forceinline__ void add_u32(std::uint32_t* local, int rank, std::uin
     atomicAdd(local, value);
   } else {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("red.relaxed.cluster.shared::cluster.add.u32 [%0], %1;" ::"r"(
-                     remote_address(local, rank)),
-                 "r"(value)
-                 : "memory");
+    asm volatile(
+        "red.relaxed.cluster.shared::cluster.add.u32 [%0], %1;" ::"r"(remote_address(local, rank)),
+        "r"(value)
+        : "memory");
 #endif
   }
 }
@@ -258,10 +255,10 @@ __device__ __forceinline__ void max_u32(std::uint32_t* local, int rank, std::uin
     atomicMax(local, value);
   } else {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("red.relaxed.cluster.shared::cluster.max.u32 [%0], %1;" ::"r"(
-                     remote_address(local, rank)),
-                 "r"(value)
-                 : "memory");
+    asm volatile(
+        "red.relaxed.cluster.shared::cluster.max.u32 [%0], %1;" ::"r"(remote_address(local, rank)),
+        "r"(value)
+        : "memory");
 #endif
   }
 }

@@ -6,9 +6,9 @@
 #include "backend/cuda/fast/score.cuh"
 
 /// Estimated token weights of this block's candidate pages: 2^(estimate - norm) in bf16,
-/// [owned page, g, head] pairs of tokens g and g + 8, and each page's sums. One warp a page, two pages in flight and two
-/// loading. Page sums add in an order of their own, head sums in the order of candidates, so
-/// neither depends on the launch shape.
+/// [owned page, g, head] pairs of tokens g and g + 8, and each page's sums. One warp a page, two
+/// pages in flight and two loading. Page sums add in an order of their own, head sums in the order
+/// of candidates, so neither depends on the launch shape.
 namespace twilight::cuda_fast {
 
 template <class C>
@@ -54,8 +54,8 @@ struct EstimateHeads {
       const int head = step.t() + 4 * i;
       unit[i] = step.s.q_step[head];
       // Products of 2 bits come with 1.5 * 2^23 added, see estimate_page.
-      offset[i] = C::kPaper ? step.s.q_sum[head]
-                            : fmaf(12582912.0F, unit[i], 1.5F * step.s.q_sum[head]);
+      offset[i] =
+          C::kPaper ? step.s.q_sum[head] : fmaf(12582912.0F, unit[i], 1.5F * step.s.q_sum[head]);
       norm[i] = step.s.norm[head];
       largest[i] = -INFINITY;
     }
@@ -121,17 +121,22 @@ __device__ __forceinline__ void estimate_page(const Step<C>& step, const Estimat
     if constexpr (C::kPaper) {
       const float2 first = f16_pair(record.scales.x);
       const float2 second = f16_pair(record.scales.y);
-      e[0] = first.x * (heads.unit[set] * product[0]) + (first.y * heads.offset[set] - heads.norm[set]);
-      e[1] =
-          second.x * (heads.unit[set] * product[1]) + (second.y * heads.offset[set] - heads.norm[set]);
+      e[0] = first.x * (heads.unit[set] * product[0]) +
+             (first.y * heads.offset[set] - heads.norm[set]);
+      e[1] = second.x * (heads.unit[set] * product[1]) +
+             (second.y * heads.offset[set] - heads.norm[set]);
     } else {
       const float2 scale = f16_pair(record.scales.x);
-      const float centre = step.page_values()[i * C::kHeads + (head < C::kHeads ? head : 0)];
+      // Tokens g are of the page's first half, tokens g + 8 of its second.
+      const float* centres =
+          step.page_values() + i * C::kMeans * C::kHeads + (head < C::kHeads ? head : 0);
+      const float centre = centres[0];
+      const float second = C::kMeans == 2 ? centres[C::kHeads] : centre;
       const float unit = heads.unit[set];
       // 4 x + 1.5 * 2^23 over 4 lacks three quarters of 1.5 * 2^23.
       e[0] = fmaf(scale.x, fmaf(unit, product[0], -heads.offset[set]), centre);
       e[1] = fmaf(scale.y, fmaf(0.25F * unit, product[1], 9437184.0F * unit - heads.offset[set]),
-                  centre);
+                  second);
     }
     heads.largest[set] = fmaxf(heads.largest[set], fmaxf(e[0], e[1]));
     store_weights(step, heads.sums, i, head, exp2_fast(e[0]), exp2_fast(e[1]));
@@ -277,7 +282,7 @@ __device__ void estimate(const Step<C>& step) {
     cluster_sync<C::kCluster>();
     if constexpr (!C::kPaper) {
 #pragma unroll 1
-      for (int i = step.tid(); i < step.owned_sealed() * C::kHeads; i += C::kThreads) {
+      for (int i = step.tid(); i < step.owned_sealed() * C::kMeans * C::kHeads; i += C::kThreads) {
         const int head = i % C::kHeads;
         if (head < step.args.group) step.page_values()[i] += s.norm[head] - s.head_max[head];
       }

@@ -24,6 +24,10 @@ bool compiled(int dim, int heads, StepShape shape) {
                         (shape.threads == 512 && shape.cluster == 2));
 }
 
+bool is_halves(const SparseStepParams& params) {
+  return params.prune.estimate.index.format.summary == SummaryKind::kHalfCentroid;
+}
+
 std::int64_t align16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 bool is_paper(const SparseStepParams& params) {
@@ -32,8 +36,8 @@ bool is_paper(const SparseStepParams& params) {
 
 /// Layout for `pages` sealed pages and `candidates` candidate pages a problem; its `bytes` may be
 /// more than a block can have.
-SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, bool by_mass, int dim,
-                     int heads, StepShape shape) {
+SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, int means,
+                     bool by_mass, int dim, int heads, StepShape shape) {
   SmemLayout out;
   const int cluster = shape.cluster;
   const std::int64_t tiles = (pages + 15) / 16;
@@ -48,6 +52,7 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, bo
     field = static_cast<std::int32_t>(std::min<std::int64_t>(at, 1 << 30));
     at += align16(bytes);
   };
+  take(out.second_centres, means == 2 ? own_tiles * 16 * heads * 2 : 0);
   take(out.tile_mass, paper ? 0 : tiles * heads * 8);
   take(out.tile_centre, paper ? 0 : own_tiles * heads * 4);
   take(out.keys, tiles * 16 * (paper ? 4 : 2));
@@ -70,8 +75,9 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, bo
 
   at = region;
   take(out.candidates,
-       std::max<std::int64_t>(paper ? 3 * kHistogramBytes : kHistogramBytes + 256, out.max_candidates * 4 +
-                                                   out.owned * (4 + std::int64_t{heads} * 4 + 2)));
+       std::max<std::int64_t>(
+           paper ? 3 * kHistogramBytes : kHistogramBytes + 256,
+           out.max_candidates * 4 + out.owned * (4 + std::int64_t{heads} * means * 4 + 2)));
   take(out.select_mass, by_mass ? kHistogramBytes : 0);
   at = (at + 127) / 128 * 128;
   take(out.fixed, fixed_bytes(paper, dim, heads, shape.threads, cluster));
@@ -109,11 +115,11 @@ Plan plan_of(const SparseStepParams& params, int device, const StepOptions& opti
   const PagedKvView& kv = params.attend.kv;
   const bool paper = is_paper(params);
   const int heads = padded_heads(params.attend.q.num_heads / std::max(kv.num_kv_heads, 1));
-  const std::int64_t problems =
-      std::int64_t{params.attend.seqs.count} * kv.num_kv_heads;
+  const std::int64_t problems = std::int64_t{params.attend.seqs.count} * kv.num_kv_heads;
   const auto layout = [&](StepShape shape) {
     return layout_of(params.prune.score.page_stride, params.prune.prune.candidate_stride, paper,
-                     params.prune.select.mass > 0, kv.head_dim, heads, shape);
+                     is_halves(params) ? 2 : 1, params.prune.select.mass > 0, kv.head_dim, heads,
+                     shape);
   };
   std::vector<StepShape> shapes;
   if (options.shape.threads != 0) {
@@ -159,11 +165,13 @@ Support fast_step_supports(const SparseStepParams& params, int device, const Ste
   const PruneCriterion criterion = step.prune.criterion;
   if (step.select.mode != SelectMode::kByScore) return no("selection not by score");
   const bool adaptive = criterion == PruneCriterion::kGroupMean &&
-                        format.summary == SummaryKind::kCentroid && format.key_bits == 2;
+                        (format.summary == SummaryKind::kCentroid || is_halves(params)) &&
+                        format.key_bits == 2;
   const bool paper = criterion == PruneCriterion::kPerHead &&
                      format.summary == SummaryKind::kQuestBf16 && format.key_bits == 4 &&
                      params.attend.tail.mass == nullptr && step.select.mass <= 0;
   if (!adaptive && !paper) return no("criterion and index format of no preset");
+  if (params.attend.tail.log_masses != nullptr) return no("far tail");
   if (step.estimate.exact_keys) return no("exact keys as estimates");
   if (format.layout != IndexLayout::kMma) return no("index layout");
   if (params.attend.tail.mass != nullptr && format.value_bits != 4) return no("value bits");
@@ -253,7 +261,9 @@ void launch_fast_step(const SparseStepParams& params, const cuda::DeviceSubset& 
   launch.problems = params.attend.seqs.count * kv.num_kv_heads;
   const bool f16 = kv.dtype == DType::kF16;
   const StepLauncher launcher = paper ? (f16 ? launch_paper_f16 : launch_paper_bf16)
-                                      : (f16 ? launch_adaptive_f16 : launch_adaptive_bf16);
+                                : is_halves(params)
+                                    ? (f16 ? launch_halves_f16 : launch_halves_bf16)
+                                    : (f16 ? launch_adaptive_f16 : launch_adaptive_bf16);
   const cudaError_t error = launcher(launch, args, stream);
   require(error == cudaSuccess, "fast_step", "launch, got ", cudaGetErrorString(error));
 }

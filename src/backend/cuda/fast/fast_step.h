@@ -18,7 +18,7 @@ struct StepShape {
 
 struct StepOptions {
   StepShape shape;
-  bool write_lists = true;          ///< fill pages, kept, counts, masses of the parameters
+  bool write_lists = true;         ///< fill pages, kept, counts, masses of the parameters
   std::int64_t* stamps = nullptr;  ///< see StepArgs
 };
 
@@ -28,9 +28,9 @@ struct StepOptions {
 [[nodiscard]] Support fast_step_supports(const SparseStepParams& params, int device,
                                          const StepOptions& options = {});
 
-/// Enqueues the step. All pointers of `params` are device memory; `seqs` stands for its seqs, `p` for
-/// its p. Candidate and page capacities come from candidate_stride and score.page_stride. Throws
-/// Error(kInvalidArgument) where fast_step_supports says no.
+/// Enqueues the step. All pointers of `params` are device memory; `seqs` stands for its seqs, `p`
+/// for its p. Candidate and page capacities come from candidate_stride and score.page_stride.
+/// Throws Error(kInvalidArgument) where fast_step_supports says no.
 void launch_fast_step(const SparseStepParams& params, const cuda::DeviceSubset& seqs,
                       const cuda::DeviceProbabilities& p, int device, cudaStream_t stream,
                       const StepOptions& options = {});
@@ -48,6 +48,8 @@ using StepLauncher = cudaError_t (*)(const StepLaunch& launch, const StepArgs& a
                                      cudaStream_t stream);
 cudaError_t launch_adaptive_bf16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 cudaError_t launch_adaptive_f16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
+cudaError_t launch_halves_bf16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
+cudaError_t launch_halves_f16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 cudaError_t launch_paper_bf16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 cudaError_t launch_paper_f16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 

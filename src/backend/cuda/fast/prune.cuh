@@ -41,8 +41,8 @@ __device__ __forceinline__ float row_weight(const float (&w)[C::kHeads], const F
   return mixed_weight<C>(w, factor);
 }
 
-/// Calls f(g, weights of token g, of token g + 8) for half of page half / 2: g in 4 (half % 2) + 0..3.
-/// The order of g is rotated by thread, which keeps lanes off each other's banks.
+/// Calls f(g, weights of token g, of token g + 8) for half of page half / 2: g in 4 (half % 2) +
+/// 0..3. The order of g is rotated by thread, which keeps lanes off each other's banks.
 template <class C, class F>
 __device__ __forceinline__ void for_half_page(const Step<C>& step, int half, const F& f) {
   constexpr int kAtOnce = C::kHeads >= 4 ? 1 : 4 / C::kHeads;
@@ -77,18 +77,18 @@ template <class C, class F>
 __device__ __forceinline__ void for_tokens(const Step<C>& step, const F& f) {
 #pragma unroll 1
   for (int half = step.tid(); half < 2 * step.owned(); half += C::kThreads) {
-    for_half_page(step, half, [&](int, const float (&low)[C::kHeads], const float (&high)[C::kHeads]) {
-      f(low);
-      f(high);
-    });
+    for_half_page(step, half,
+                  [&](int, const float(&low)[C::kHeads], const float(&high)[C::kHeads]) {
+                    f(low);
+                    f(high);
+                  });
   }
 }
 
 /// The k-th largest weight as bits (the last one dropped), by counts. Only for rows whose top-p set
 /// is smaller than the least number of tokens.
 template <class C>
-__device__ __noinline__ std::uint32_t count_threshold(const Step<C> step,
-                                                      const Factors<C> factor,
+__device__ __noinline__ std::uint32_t count_threshold(const Step<C> step, const Factors<C> factor,
                                                       std::uint32_t want) {
   std::uint32_t prefix = 0;
   std::uint32_t above = 0;
@@ -98,7 +98,7 @@ __device__ __noinline__ std::uint32_t count_threshold(const Step<C> step,
 #pragma unroll 1
     for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
     cluster_sync<C::kCluster>();
-    for_tokens(step, [&](const float (&w)[C::kHeads]) {
+    for_tokens(step, [&](const float(&w)[C::kHeads]) {
       const float u = mixed_weight<C>(w, factor);
       const std::uint32_t bits = __float_as_uint(u);
       if (level > 0 && bits >> (shift + 10) != prefix) return;
@@ -118,9 +118,9 @@ __device__ __noinline__ std::uint32_t count_threshold(const Step<C> step,
 
 /// Exact threshold inside the boundary bin by its remaining 18 bits, in two histograms.
 template <class C>
-__device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step,
-                                                       const Factors<C> factor, int bin,
-                                                       std::uint32_t above, std::uint32_t target) {
+__device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step, const Factors<C> factor,
+                                                       int bin, std::uint32_t above,
+                                                       std::uint32_t target) {
   std::uint32_t prefix = static_cast<std::uint32_t>(bin + (127 << 5));
 #pragma unroll 1
   for (int level = 0; level < 2; ++level) {
@@ -128,7 +128,7 @@ __device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step,
 #pragma unroll 1
     for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
     cluster_sync<C::kCluster>();
-    for_tokens(step, [&](const float (&w)[C::kHeads]) {
+    for_tokens(step, [&](const float(&w)[C::kHeads]) {
       const float u = mixed_weight<C>(w, factor);
       const std::uint32_t bits = __float_as_uint(u);
       if (bits >> (shift + 9) != prefix) return;
@@ -194,7 +194,7 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
     if (r >= rows || s.p[r] >= 1.0F) least[r] = INFINITY;
   }
   std::uint32_t mass[kRows] = {};
-  for_tokens(step, [&](const float (&w)[C::kHeads]) {
+  for_tokens(step, [&](const float(&w)[C::kHeads]) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float u = row_weight<C>(w, factor, r);
@@ -218,8 +218,8 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
     const int r = step.warp();
     // p in steps of 2^-24, rounded up; exact for p of a half and more.
     const auto share = static_cast<std::uint64_t>(__float2uint_ru(s.p[r] * 16777216.0F));
-    const auto target = max(
-        static_cast<std::uint32_t>((share * s.mass_total[r] + 0xffffffU) >> 24), 1U);
+    const auto target =
+        max(static_cast<std::uint32_t>((share * s.mass_total[r] + 0xffffffU) >> 24), 1U);
     const Boundary b = find_boundary<kBins, false>(step.histogram() + r * kBins, target, 0, 0,
                                                    [](int, std::uint32_t) { return 0U; });
     if (step.lane() == 0) {
@@ -240,7 +240,7 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
     const int bin = r < rows ? s.row_bin[r] : 0;
     lower_bits[r] = bin > 0 ? static_cast<std::uint32_t>(bin + (127 << 5)) << 18 : 0xffffffffU;
   }
-  for_tokens(step, [&](const float (&w)[C::kHeads]) {
+  for_tokens(step, [&](const float(&w)[C::kHeads]) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const std::uint32_t bits = __float_as_uint(row_weight<C>(w, factor, r));
@@ -252,10 +252,10 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
       const std::uint32_t at = atomicAdd(&s.list_count[r], 1U);
       if (at >= kSegment) continue;
       for (int to = 0; to < C::kCluster; ++to) {
-        put_u32<C::kCluster>(&step.boundary()[static_cast<std::uint32_t>(r) * kBoundaryList +
-                                              static_cast<std::uint32_t>(step.rank()) * kSegment +
-                                              at],
-                             to, bits);
+        put_u32<C::kCluster>(
+            &step.boundary()[static_cast<std::uint32_t>(r) * kBoundaryList +
+                             static_cast<std::uint32_t>(step.rank()) * kSegment + at],
+            to, bits);
       }
     }
   });
@@ -309,8 +309,7 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
     std::uint32_t count = s.count[r] + s.above_count[r];
     const bool all = s.row_bin[r] == 0;
     const bool full = !all && longest > kSegment;
-    const auto least_tokens =
-        min(static_cast<std::uint32_t>(max(step.args.min_tokens, 0)), tokens);
+    const auto least_tokens = min(static_cast<std::uint32_t>(max(step.args.min_tokens, 0)), tokens);
     if (!all && !full && count >= least_tokens) continue;
     const Factors<C> mine = factors_of_row(factor, r);
     if (all) {
@@ -318,7 +317,7 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
     } else if (full) {
       threshold = refine_threshold(step, mine, s.row_bin[r], s.row_above[r], s.row_target[r]);
       std::uint32_t kept = 0;
-      for_tokens(step, [&](const float (&w)[C::kHeads]) {
+      for_tokens(step, [&](const float(&w)[C::kHeads]) {
         kept += __float_as_uint(mixed_weight<C>(w, mine)) >= threshold ? 1U : 0U;
       });
       kept = __reduce_add_sync(kFullMask, kept);
@@ -345,9 +344,9 @@ __device__ int prune(const Step<C>& step) {
   Factors<C> factor;
 #pragma unroll
   for (int i = 0; i < C::kHeads; ++i) {
-    factor.of[i] =
-        i < group ? kRowMass / (s.head_sum[i] * (C::kPaper ? 1.0F : static_cast<float>(group)))
-                  : 0.0F;
+    factor.of[i] = i < group
+                       ? kRowMass / (s.head_sum[i] * (C::kPaper ? 1.0F : static_cast<float>(group)))
+                       : 0.0F;
   }
   top_p_thresholds(step, factor);
   std::uint32_t threshold[kPruneRows<C>];
@@ -370,7 +369,7 @@ __device__ int prune(const Step<C>& step) {
     float dropped[C::kHeads] = {};
     if (exists) {
       const int token0 = step.candidate_pages()[step.begin() + local] * kPage;
-      const auto judge = [&](int slot, const float (&w)[C::kHeads]) {
+      const auto judge = [&](int slot, const float(&w)[C::kHeads]) {
         const int token = token0 + slot;
         const bool forced = token < args.sink_tokens || token >= recent;
         const bool valid = token < step.n();
@@ -391,7 +390,7 @@ __device__ int prune(const Step<C>& step) {
         for (int h = 0; h < C::kHeads; ++h) dropped[h] += keep ? 0.0F : w[h];
       };
       for_half_page(step, 2 * local + half,
-                    [&](int slot, const float (&low)[C::kHeads], const float (&high)[C::kHeads]) {
+                    [&](int slot, const float(&low)[C::kHeads], const float(&high)[C::kHeads]) {
                       judge(slot, low);
                       judge(slot + 8, high);
                     });
@@ -421,8 +420,7 @@ __device__ int prune(const Step<C>& step) {
         if (args.tail_mass != nullptr && h < group) {
           args.tail_mass[(static_cast<std::int64_t>(step.problem()) * group + h) *
                              args.candidate_stride +
-                         step.begin() + local] =
-              dropped[h] * exp2_fast(s.norm[h] - s.head_max[h]);
+                         step.begin() + local] = dropped[h] * exp2_fast(s.norm[h] - s.head_max[h]);
         }
       }
     }
@@ -460,7 +458,8 @@ __device__ int prune(const Step<C>& step) {
     int all = total;
     if constexpr (C::kCluster > 1) {
       if (step.tid() < C::kCluster) {
-        put_u32<C::kCluster>(&s.kept_totals[step.rank()], step.tid(), static_cast<std::uint32_t>(total));
+        put_u32<C::kCluster>(&s.kept_totals[step.rank()], step.tid(),
+                             static_cast<std::uint32_t>(total));
       }
       cluster_sync<C::kCluster>();
       all = 0;
@@ -482,7 +481,8 @@ __device__ int prune(const Step<C>& step) {
     std::uint32_t before = 0;
 #pragma unroll 1
     for (int j = 0; j < i; j += 32) {
-      before += __reduce_add_sync(kFullMask, j + step.lane() < i ? s.group_counts[j + step.lane()] : 0U);
+      before +=
+          __reduce_add_sync(kFullMask, j + step.lane() < i ? s.group_counts[j + step.lane()] : 0U);
     }
     const int local = kPage * i + step.lane() / 2;
     const int half = step.lane() % 2;

@@ -7,7 +7,8 @@
 ///
 /// kCentroid: a page's log2 mass per head, l = log2(15 2^(a + v) + 2^b), and its centre product a
 /// are kept as 16-bit distances below the largest of the tile (steps of 1 / 256, so off by at most
-/// 2^-9; 256 and more below saturates). Tile masses are summed in an order that does not depend on
+/// 2^-9; 256 and more below saturates). kHalfCentroid: l = log2(8 2^a + 8 2^a') + v, both products
+/// kept. Tile masses are summed in an order that does not depend on
 /// the number of threads or blocks.
 namespace twilight::cuda_fast {
 
@@ -36,17 +37,17 @@ struct ScoreTile {
 /// Products of nibble rows of pages g (rows 0 to 7) and g + 8 with the integer query.
 template <class C>
 __device__ __forceinline__ void nibble_products(const Words<C::kSteps>& x,
-                                                const Words<C::kSteps>& y,
-                                                const QueryCodes<C>& q, int head_set,
-                                                float (&out)[2]) {
+                                                const Words<C::kSteps>& y, const QueryCodes<C>& q,
+                                                int head_set, float (&out)[2]) {
   int c0 = 0;
   int c1 = 0;
   int c2 = 0;
   int c3 = 0;
 #pragma unroll
   for (int j = 0; j < C::kSteps; ++j) {
-    mma_u8s8(c0, c1, c2, c3, x.w[j] & 0x0f0f0f0fU, y.w[j] & 0x0f0f0f0fU, (x.w[j] >> 4) & 0x0f0f0f0fU,
-             (y.w[j] >> 4) & 0x0f0f0f0fU, q.b[head_set][2 * j], q.b[head_set][2 * j + 1]);
+    mma_u8s8(c0, c1, c2, c3, x.w[j] & 0x0f0f0f0fU, y.w[j] & 0x0f0f0f0fU,
+             (x.w[j] >> 4) & 0x0f0f0f0fU, (y.w[j] >> 4) & 0x0f0f0f0fU, q.b[head_set][2 * j],
+             q.b[head_set][2 * j + 1]);
   }
   out[0] = static_cast<float>(128 * c0 + c1);
   out[1] = static_cast<float>(128 * c2 + c3);
@@ -130,24 +131,34 @@ __device__ void score_by_mass(const Step<C>& step, const FirstLoads<C>& first) {
       const int head = step.t() + 4 * i;
       float l[2];
       float a[2];
+      float second[2];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         a[k] = scales[k].x * (unit[i] * centre[i][k] - offset[i]);
-        const float b = a[k] + scales[k].y * (unit[i] * deviant[i][k] - offset[i]);
-        l[k] = log2_add(a[k] + spread[i] * variance[k] + 3.90689059560852F, b);
+        const float other = scales[k].y * (unit[i] * deviant[i][k] - offset[i]);
+        if constexpr (C::kMeans == 2) {
+          second[k] = other;
+          l[k] = log2_add(a[k], other) + spread[i] * variance[k] + 3.0F;
+        } else {
+          second[k] = a[k];
+          l[k] = log2_add(a[k] + spread[i] * variance[k] + 3.90689059560852F, a[k] + other);
+        }
         if (kPage * tile + step.g() + 8 * k > last) l[k] = -INFINITY;
       }
       const float mass_base = column_max(fmaxf(l[0], l[1]));
-      const float centre_base = column_max(fmaxf(a[0], a[1]));
+      const float centre_base = column_max(fmaxf(fmaxf(a[0], a[1]), fmaxf(second[0], second[1])));
       const std::uint32_t steps[2] = {steps_below(mass_base, l[0]), steps_below(mass_base, l[1])};
-      const float sum =
-          column_sum(exp2_fast(static_cast<float>(steps[0]) * (-1.0F / kLogSteps)) +
-                     exp2_fast(static_cast<float>(steps[1]) * (-1.0F / kLogSteps)));
+      const float sum = column_sum(exp2_fast(static_cast<float>(steps[0]) * (-1.0F / kLogSteps)) +
+                                   exp2_fast(static_cast<float>(steps[1]) * (-1.0F / kLogSteps)));
       if (head < C::kHeads) {
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           step.scores()[(kPage * slot + step.g() + 8 * k) * C::kHeads + head] =
               steps[k] | steps_below(centre_base, a[k]) << 16;
+          if constexpr (C::kMeans == 2) {
+            step.second_centres()[(kPage * slot + step.g() + 8 * k) * C::kHeads + head] =
+                static_cast<std::uint16_t>(steps_below(centre_base, second[k]));
+          }
         }
         if (step.g() < C::kCluster) {
           put_float2<C::kCluster>(&step.tile_mass()[tile * C::kHeads + head], step.g(),

@@ -83,8 +83,8 @@ struct SelectLevels {
 
 /// Share of a page with this key, 2^31 for 1.
 __device__ __forceinline__ std::uint32_t key_mass(std::uint32_t key) {
-  return __float2uint_rn(exp2_fast((static_cast<float>(key) - 65535.0F) * (1.0F / kLogSteps) +
-                                   31.0F));
+  return __float2uint_rn(
+      exp2_fast((static_cast<float>(key) - 65535.0F) * (1.0F / kLogSteps) + 31.0F));
 }
 
 /// The sealed pages that compete: all but those with forced tokens.
@@ -128,8 +128,9 @@ __device__ __forceinline__ void count_key(const Step<C>& step, const PagePool& p
   }
 }
 
-/// Returns the prefix of the last page taken, and leaves in found[3] how many pages with that prefix
-/// are: `want` pages of the pool at most, `floor` at least where the mass rule stops earlier. Starts with the first level counted.
+/// Returns the prefix of the last page taken, and leaves in found[3] how many pages with that
+/// prefix are: `want` pages of the pool at most, `floor` at least where the mass rule stops
+/// earlier. Starts with the first level counted.
 template <class C>
 __device__ std::uint32_t find_page_threshold(const Step<C>& step, const PagePool& pool, int want,
                                              int floor) {
@@ -174,8 +175,7 @@ __device__ std::uint32_t find_page_threshold(const Step<C>& step, const PagePool
           const std::uint32_t in_bin = bins[max(b.bin, 0)];
           const std::uint32_t each =
               max(key_mass((prefix << 6) + static_cast<std::uint32_t>(b.bin)), 1U);
-          const std::uint32_t lacking =
-              target_left > b.mass_above ? target_left - b.mass_above : 0;
+          const std::uint32_t lacking = target_left > b.mass_above ? target_left - b.mass_above : 0;
           ties = max(floor_left > b.above ? floor_left - b.above : 0U,
                      lacking / each + (lacking % each != 0 ? 1U : 0U));
           ties = min(min(ties, count - above - b.above), in_bin);
@@ -204,8 +204,8 @@ __device__ std::uint32_t find_page_threshold(const Step<C>& step, const PagePool
 
 /// Centre product of a page from its codes, for one whose distance below its tile saturated.
 template <class C>
-__device__ __noinline__ float centre_product(const Step<C> step, int physical, int head) {
-  const std::uint8_t* codes = step.record(step.args.summaries, physical);
+__device__ __noinline__ float centre_product(const Step<C> step, int physical, int mean, int head) {
+  const std::uint8_t* codes = step.record(step.args.summaries, physical) + mean * (C::kDim / 2);
   const std::int8_t* high = step.s.q_codes[2 * head];
   const std::int8_t* low = step.s.q_codes[2 * head + 1];
   int sum = 0;
@@ -213,8 +213,8 @@ __device__ __noinline__ float centre_product(const Step<C> step, int physical, i
     const int code = codes[d / 8 * 4 + d % 4] >> (d % 8 >= 4 ? 4 : 0) & 15;
     sum += code * (128 * high[d] + low[d]);
   }
-  const float scale = __half2float(
-      *reinterpret_cast<const __half*>(step.record(step.args.params, physical)));
+  const float scale =
+      __half2float(reinterpret_cast<const __half*>(step.record(step.args.params, physical))[mean]);
   return scale * (step.s.q_step[head] * static_cast<float>(sum) - 7.5F * step.s.q_sum[head]);
 }
 
@@ -270,7 +270,9 @@ __device__ void select_candidates(const Step<C>& step) {
   const std::uint32_t all_counts = __reduce_add_sync(kFullMask, counts);
   const std::uint32_t before =
       __reduce_add_sync(kFullMask, step.lane() < step.warp() ? counts : 0U);
-  const auto taken_of = [&](std::uint32_t pair) { return (pair & 0xffffU) + min(pair >> 16, limit); };
+  const auto taken_of = [&](std::uint32_t pair) {
+    return (pair & 0xffffU) + min(pair >> 16, limit);
+  };
   const int taken_all = static_cast<int>(taken_of(all_counts));
   if (step.tid() == 0) s.problem.sealed_candidates = sealed - size + taken_all;
 
@@ -282,8 +284,8 @@ __device__ void select_candidates(const Step<C>& step) {
     const std::uint32_t key = key_at(page);
     const unsigned ties_here = __ballot_sync(kFullMask, page < end && !all && key == threshold);
     const unsigned lower = (1U << step.lane()) - 1U;
-    const bool tie = (ties_here >> step.lane() & 1U) != 0 &&
-                     rank_equal + __popc(ties_here & lower) < limit;
+    const bool tie =
+        (ties_here >> step.lane() & 1U) != 0 && rank_equal + __popc(ties_here & lower) < limit;
     const bool taken = page < end && (all || key > threshold || tie);
     const unsigned takers = __ballot_sync(kFullMask, taken);
     if (taken) step.candidate_pages()[position + __popc(takers & lower)] = page;
@@ -306,7 +308,8 @@ __device__ void select_candidates(const Step<C>& step) {
     const int page = step.candidate_pages()[first + i];
     const int physical = step.table()[page];
     step.physical()[i] = physical;
-    if (args.pages != nullptr) args.pages[step.problem() * args.candidate_stride + first + i] = page;
+    if (args.pages != nullptr)
+      args.pages[step.problem() * args.candidate_stride + first + i] = page;
     if constexpr (!C::kPaper) {
       if (page >= sealed) continue;
       const int tile = page / kPage;
@@ -316,19 +319,28 @@ __device__ void select_candidates(const Step<C>& step) {
 #pragma unroll
       for (int h = 0; h < C::kHeads; ++h) {
         const float* base = &step.tile_centre()[slot * C::kHeads + h];
-        const std::uint32_t* word =
-            &step.scores()[(kPage * slot + page % kPage) * C::kHeads + h];
+        const std::uint32_t* word = &step.scores()[(kPage * slot + page % kPage) * C::kHeads + h];
         const float top = __uint_as_float(
             get_u32<C::kCluster>(reinterpret_cast<const std::uint32_t*>(base), owner));
         const std::uint32_t steps = get_u32<C::kCluster>(word, owner) >> 16;
         saturated = saturated || steps == 65535U;
-        step.page_values()[i * C::kHeads + h] =
-            top - static_cast<float>(steps) * (1.0F / kLogSteps) - step.s.norm[h];
+        float* values = step.page_values() + i * C::kMeans * C::kHeads + h;
+        values[0] = top - static_cast<float>(steps) * (1.0F / kLogSteps) - step.s.norm[h];
+        if constexpr (C::kMeans == 2) {
+          const int at = (kPage * slot + page % kPage) * C::kHeads + h;
+          const auto* pair = reinterpret_cast<const std::uint32_t*>(step.second_centres()) + at / 2;
+          const std::uint32_t other =
+              get_u32<C::kCluster>(pair, owner) >> (16 * (at % 2)) & 0xffffU;
+          saturated = saturated || other == 65535U;
+          values[C::kHeads] = top - static_cast<float>(other) * (1.0F / kLogSteps) - step.s.norm[h];
+        }
       }
       if (!saturated) continue;
 #pragma unroll 1
-      for (int h = 0; h < C::kHeads; ++h) {
-        step.page_values()[i * C::kHeads + h] = centre_product(step, physical, h) - step.s.norm[h];
+      for (int k = 0; k < C::kMeans * C::kHeads; ++k) {
+        const int h = k % C::kHeads;
+        step.page_values()[i * C::kMeans * C::kHeads + k] =
+            centre_product(step, physical, k / C::kHeads, h) - step.s.norm[h];
       }
     }
   }

@@ -43,8 +43,9 @@ __device__ void bound_norms(const Step<C>& step) {
     std::uint32_t key = 0;
     for (int w = 0; w < C::kWarps; ++w) key = max(key, step.s.warp_counts[w]);
     const float bound = __uint_as_float((key >> 31) != 0 ? key & 0x7fffffffU : ~key);
-    step.s.norm[step.tid()] =
-        step.tid() >= step.args.group ? 1e30F : key != 0 && fabsf(bound) < 1e30F ? bound : 0.0F;
+    step.s.norm[step.tid()] = step.tid() >= step.args.group      ? 1e30F
+                              : key != 0 && fabsf(bound) < 1e30F ? bound
+                                                                 : 0.0F;
   }
   __syncthreads();
 }

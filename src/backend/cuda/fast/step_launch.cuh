@@ -10,8 +10,8 @@ namespace twilight::cuda_fast {
 template <class C>
 cudaError_t launch_config(const StepLaunch& launch, const StepArgs& args, cudaStream_t stream) {
   const auto kernel = step_kernel<C>;
-  cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, args.smem.bytes);
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, args.smem.bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(launch.problems * C::kCluster));
@@ -26,8 +26,8 @@ cudaError_t launch_config(const StepLaunch& launch, const StepArgs& args, cudaSt
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 
-/// Shapes a (D, heads) is compiled for, of the instantiations the benchmarks tune; the others make do
-/// with fewer. Groups of two and three run as four.
+/// Shapes a (D, heads) is compiled for, of the instantiations the benchmarks tune; the others make
+/// do with fewer. Groups of two and three run as four.
 template <Scheme kScheme, typename Element, int kDim, int kHeads>
 cudaError_t launch_shape(const StepLaunch& launch, const StepArgs& args, cudaStream_t stream) {
   if (launch.threads == 512 && launch.cluster == 1) {

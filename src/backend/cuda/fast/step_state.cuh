@@ -22,6 +22,7 @@ inline constexpr float kLogSteps = 256.0F;
 
 enum class Scheme {
   kAdaptive,  ///< kCentroid summaries, 2-bit estimates, group mean
+  kHalves,    ///< the same with kHalfCentroid summaries
   kPaper,     ///< kQuestBf16 summaries, 4-bit estimates, per head
 };
 
@@ -34,6 +35,7 @@ struct Config {
   static constexpr int kCluster = kCluster_;
   static constexpr Scheme kScheme = kScheme_;
   static constexpr bool kPaper = kScheme_ == Scheme::kPaper;
+  static constexpr int kMeans = kScheme_ == Scheme::kHalves ? 2 : 1;  ///< of a page
   using Element = Element_;
   /// Heads a lane holds after an int8 product: head t, and head t + 4 of eight.
   static constexpr int kLaneHeads = kHeads_ == 8 ? 2 : 1;
@@ -61,9 +63,8 @@ struct Fixed {
   /// Scaled query as attention takes it: rows of high parts, then of low parts.
   alignas(16) std::uint16_t q_rows[C::kQueryRows][C::kDim + C::kRowPad];
   /// Its negative and positive channels in bf16, for Quest's min and max vectors.
-  alignas(16) std::uint16_t
-      q_signed[C::kPaper ? 2 : 1][C::kPaper ? C::kQueryRows : 1][C::kPaper ? C::kDim + C::kRowPad
-                                                                           : 8];
+  alignas(16) std::uint16_t q_signed[C::kPaper ? 2 : 1][C::kPaper ? C::kQueryRows : 1]
+                                    [C::kPaper ? C::kDim + C::kRowPad : 8];
   float q_step[8];
   float q_sum[8];     ///< q_step times the sum of the integer query
   float q_spread[8];  ///< log2 gain of a page's mass per unit of its variance
@@ -134,6 +135,10 @@ struct Step {
 
   // Region A while selecting.
   __device__ std::uint32_t* scores() const { return reinterpret_cast<std::uint32_t*>(base); }
+  /// Second centre products, [owned pages, heads].
+  __device__ std::uint16_t* second_centres() const {
+    return reinterpret_cast<std::uint16_t*>(base + args.smem.second_centres);
+  }
   __device__ float2* tile_mass() const {
     return reinterpret_cast<float2*>(base + args.smem.tile_mass);
   }
@@ -159,9 +164,7 @@ struct Step {
   __device__ float* chunk_scores() const {
     return reinterpret_cast<float*>(base + args.smem.chunk_scores);
   }
-  __device__ float* partials() const {
-    return reinterpret_cast<float*>(base + args.smem.partials);
-  }
+  __device__ float* partials() const { return reinterpret_cast<float*>(base + args.smem.partials); }
   // Region B. The histogram of selection lies there before the lists do.
   __device__ std::uint32_t* select_histogram() const {
     return reinterpret_cast<std::uint32_t*>(base + args.smem.candidates);
@@ -173,12 +176,13 @@ struct Step {
     return reinterpret_cast<std::int32_t*>(base + args.smem.candidates);
   }
   __device__ std::int32_t* physical() const { return candidate_pages() + args.smem.max_candidates; }
-  /// [owned, heads]: centre products, and once pruned the dropped weights.
+  /// [owned, means, heads]: centre products; once pruned [owned, heads]: the dropped weights.
   __device__ float* page_values() const {
     return reinterpret_cast<float*>(physical() + args.smem.owned);
   }
   __device__ std::uint16_t* masks() const {
-    return reinterpret_cast<std::uint16_t*>(page_values() + args.smem.owned * C::kHeads);
+    return reinterpret_cast<std::uint16_t*>(page_values() +
+                                            args.smem.owned * C::kMeans * C::kHeads);
   }
 
   [[nodiscard]] __device__ int problem() const { return seq() * args.num_kv_heads + kv_head(); }
@@ -232,8 +236,8 @@ struct FirstLoads {
 #pragma unroll
     for (int j = 0; j < kPer; ++j) x[j] = 0;
     if (warp < args.group) {
-      const float* q = args.q + seq * args.q_seq_stride +
-                       (kv_head * args.group + warp) * C::kDim + lane * kPer;
+      const float* q =
+          args.q + seq * args.q_seq_stride + (kv_head * args.group + warp) * C::kDim + lane * kPer;
 #pragma unroll
       for (int j = 0; j < kPer; ++j) x[j] = q[j];
     }
@@ -277,7 +281,8 @@ __device__ void prepare_query(const Step<C>& step, const FirstLoads<C>& first) {
         const Bf16 lo = to_element<Bf16>(x[j] - from_element(hi));
         const int part = x[j] > 0 ? 1 : 0;
         s.q_signed[part][h][lane * kPer + j] = *reinterpret_cast<const std::uint16_t*>(&hi);
-        s.q_signed[part][kSlots + h][lane * kPer + j] = *reinterpret_cast<const std::uint16_t*>(&lo);
+        s.q_signed[part][kSlots + h][lane * kPer + j] =
+            *reinterpret_cast<const std::uint16_t*>(&lo);
         s.q_signed[1 - part][h][lane * kPer + j] = 0;
         s.q_signed[1 - part][kSlots + h][lane * kPer + j] = 0;
       }
