@@ -56,7 +56,8 @@ std::string percent(double share) {
 
 std::string change_of(const Trial& trial) {
   const double half = trial.ppl_change_half_width();
-  return percent(trial.ppl_change()) + " ± " + (std::isfinite(half) ? fixed(half * 100, 2) : "?");
+  return percent(trial.ppl_change()) + " \u00b1 " +
+         (std::isfinite(half) ? fixed(half * 100, 2) : "?");
 }
 
 Json trial_json(const Trial& trial) {

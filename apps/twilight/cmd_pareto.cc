@@ -181,7 +181,8 @@ std::string table_of(const ParetoData& data) {
   for (const ParetoPoint& point : data.points) {
     table.add({point.label, fixed(point.bytes * 100, 1) + " %", point.value,
                concat(point.loss > 0 ? "+" : "", fixed(point.loss * 100, 2), " %"),
-               std::isfinite(point.half_width) ? "± " + fixed(point.half_width * 100, 2) : "± ?",
+               std::isfinite(point.half_width) ? "\u00b1 " + fixed(point.half_width * 100, 2)
+                                               : "\u00b1 ?",
                point.on_front ? "*" : ""});
   }
   return table.text();

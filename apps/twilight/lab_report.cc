@@ -92,7 +92,7 @@ std::string signed_percent(double value) {
 }
 
 std::string with_error(const std::string& value, const std::string& error) {
-  return value + " ± " + (error.find("nan") == std::string::npos ? error : "?");
+  return value + " \u00b1 " + (error.find("nan") == std::string::npos ? error : "?");
 }
 
 // Scores of a preset: a row a text and context, a column a depth.

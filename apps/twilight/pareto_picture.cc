@@ -117,7 +117,7 @@ std::string grid(const Axes& axes, const ParetoData& data) {
 std::string tooltip(const ParetoPoint& point) {
   std::string out = point.label + ": " + percent(point.bytes, 1, false) + " of dense bytes, " +
                     point.value + ", " + percent(point.loss, 2, true);
-  if (std::isfinite(point.half_width)) out += " ± " + fixed(point.half_width * 100, 2);
+  if (std::isfinite(point.half_width)) out += " \u00b1 " + fixed(point.half_width * 100, 2);
   return out;
 }
 
@@ -270,7 +270,7 @@ std::string pareto_page(const ParetoData& data) {
         concat("<tr", point.on_front ? " class=\"front\"" : "", "><td>", escape_xml(point.label),
                "</td><td>", percent(point.bytes, 1, false), "</td><td>", escape_xml(point.value),
                "</td><td>", percent(point.loss, 2, true), "</td><td>",
-               std::isfinite(point.half_width) ? "± " + fixed(point.half_width * 100, 2) : "",
+               std::isfinite(point.half_width) ? "\u00b1 " + fixed(point.half_width * 100, 2) : "",
                "</td></tr>\n");
   }
   return concat(

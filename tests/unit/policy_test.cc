@@ -124,7 +124,8 @@ TEST(Policy, EveryBadFieldIsNamed) {
     std::function<void(SparsePolicy&)> edit;
   };
   const std::vector<Bad> bads = {
-      {"selector, got 'best', accepted dense, full, quest, centroid, sub_centroid, streaming, "
+      {"selector, got 'best', accepted dense, full, quest, centroid, half_centroid, sub_centroid, "
+       "streaming, "
        "oracle",
        [](SparsePolicy& p) { p.selector = "best"; }},
       {"] p, got 0", [](SparsePolicy& p) { p.p = 0; }},
@@ -152,7 +153,7 @@ TEST(Policy, EveryBadFieldIsNamed) {
       {"candidate_mass, got 1", [](SparsePolicy& p) { p.candidate_mass = 1; }},
       {"candidate_mass, got nan",
        [](SparsePolicy& p) { p.candidate_mass = std::numeric_limits<double>::quiet_NaN(); }},
-      {"candidate_mass with selector 'quest', accepted centroid, sub_centroid",
+      {"candidate_mass with selector 'quest', accepted centroid, half_centroid, sub_centroid",
        [](SparsePolicy& p) { p.candidate_mass = 0.5; }},
       {"candidate_mass with selector 'full'",
        [](SparsePolicy& p) {
@@ -187,7 +188,7 @@ TEST(Policy, EveryBadFieldIsNamed) {
     expect_error(ErrorCode::kInvalidArgument, {"[policy]", bad.field, "accepted "},
                  [&] { validate_policy(policy); });
   }
-  for (const char* selector : {"centroid", "sub_centroid"}) {
+  for (const char* selector : {"centroid", "half_centroid", "sub_centroid"}) {
     SparsePolicy policy = make_policy("adaptive");
     policy.selector = selector;
     policy.candidate_mass = 0.999;
@@ -210,7 +211,8 @@ TEST(Policy, ProbabilityOfLayers) {
 }
 
 TEST(Selector, Names) {
-  for (const char* name : {"full", "quest", "centroid", "sub_centroid", "streaming", "oracle"}) {
+  for (const char* name :
+       {"full", "quest", "centroid", "half_centroid", "sub_centroid", "streaming", "oracle"}) {
     SparsePolicy policy = make_policy("paper");
     policy.selector = name;
     EXPECT_EQ(make_selector(policy)->name(), name);
