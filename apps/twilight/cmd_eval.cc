@@ -35,7 +35,7 @@ namespace {
 
 struct EvalFlags {
   LabFlags lab;
-  PresetList presets{{"paper", "adaptive"}};
+  PresetList presets{{"adaptive"}};
   PplOptions ppl;
   NeedleOptions needles;
   RecallOptions recall;

@@ -63,19 +63,19 @@ class Eval(cli_lib.ProgramTest):
         table = self.run_ok("eval", "ppl", "--ctx", 300, "--last", 4, *SPARSE, "--audit-every", 1)
         self.assertEqual(len(table.out.strip().split("\n")), 2)
         self.assertEqual(len(table.err.strip().split("\n")), 1)
-        self.assertRegex(table.err, r"^paper: 32 of 32 layer steps sparse; true mass .*4 of 4")
+        self.assertRegex(table.err, r"^adaptive: 32 of 32 layer steps sparse; true mass .*4 of 4")
 
     def test_what_stayed_dense_is_told(self):
         table = self.run_ok("eval", "ppl", "--ctx", 300, "--last", 4, "--no-audit",
                             "--dense-below", 5000)
-        self.assertIn("paper: 0 of 32 layer steps sparse", table.err)
+        self.assertIn("adaptive: 0 of 32 layer steps sparse", table.err)
         self.assertIn("8 dense: dense layer", table.err)
         self.assertIn("24 dense: short", table.err)
         self.assertIn("estimates not audited", table.err)
         self.assertIn("WARNING: nothing ran sparse", table.err)
         report = self.run_json("eval", "ppl", "--ctx", 300, "--last", 4, "--no-audit",
                                "--dense-below", 5000)
-        self.assertEqual(report["warnings"], ["paper: nothing ran sparse"])
+        self.assertEqual(report["warnings"], ["adaptive: nothing ran sparse"])
         report = self.run_json("eval", "ppl", "--ctx", 600, "--last", 4, "--dense-below", 0,
                                "--candidates", "0.5", "--min-candidates", 16, "--max-candidates",
                                64)
@@ -195,8 +195,8 @@ class Eval(cli_lib.ProgramTest):
             content = file.read()
         other = write(self.file("other.txt"), "Another text. " * 200)
         for changed, parts in (
-                (("--attn-p", "0.9"), ("policy of paper.p, got 0.9, accepted 0.95 as in",)),
-                (("--attention", "dense"), ("presets", '["dense"]', '["paper"]')),
+                (("--attn-p", "0.9"), ("policy of adaptive.p, got 0.9, accepted 0.85 as in",)),
+                (("--attention", "dense"), ("presets", '["dense"]', '["adaptive"]')),
                 (("--text", other), ("texts", "as in the file")),
                 (("--page-size", "32"), ("page_size, got 32, accepted 16",))):
             with self.subTest(changed):

@@ -90,7 +90,7 @@ class Usage(cli_lib.ProgramTest):
                 ("--dense-layers", "-1", ("dense_layers, got -1", "accepted 0 to")),
                 ("--dense-below", "-1", ("[--dense-below]", "got '-1'", "accepted auto")),
                 ("--dense-below", "12x", ("[--dense-below]", "got '12x'", "accepted auto")),
-                ("--key-bits", "5", ("key_bits, got 5", "accepted 4, 8, 16")),
+                ("--key-bits", "5", ("key_bits, got 5", "accepted 2, 4, 8, 16")),
                 ("--summary-bits", "8", ("summary_bits, got 8", "accepted 4, 16")),
                 ("--page-size", "0", ("page_size, got 0", "accepted 1 to 256")),
                 ("--page-size", "257", ("page_size, got 257", "accepted 1 to 256"))):

@@ -133,7 +133,7 @@ bool spoil_seal(CAbiCase& c, Input& input) {
       if (pages) c.sealed.back() = input.below(2) == 0 ? -1 : c.kv.num_pages;
       return pages;
     case 3:
-      c.index.summary = 5 + input.below(9);
+      c.index.summary = 6 + input.below(9);
       return true;
     case 4:
       c.index.key_bits = 5 + input.below(3);
@@ -210,7 +210,7 @@ bool spoil_plan(CAbiCase& c, Input& input) {
       c.plan_shape.kv_dtype = 7;
       return true;
     case 4:
-      c.policy.selector = 7 + input.below(100);
+      c.policy.selector = 8 + input.below(100);
       return true;
     case 5:
       c.policy.p = -1;
