@@ -4,13 +4,16 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "backend/cuda/base/base_ops.h"
@@ -20,8 +23,9 @@
 
 /// Times the fused CUDA decode step against cuDNN on the same memory: distinct caches for every
 /// sequence and head, random page tables, cold L2 (batches walk through all sequences of the pool
-/// inside one graph). Usage: step_bench OUT.json [--config heads:batch:ctx:preset:fraction]...
+/// inside one graph). Usage: step_bench OUT.json [--config heads:batch:ctx:preset:fraction[:p]]...
 /// [--shape threads:cluster] [--no-baseline] [--stages]. Without --config runs the whole table.
+/// Presets: adaptive (kHalfCentroid, p 0.85), centroid (the same with kCentroid), paper (p 0.95).
 namespace twilight {
 namespace {
 
@@ -78,12 +82,22 @@ Times time_graph(int steps, const std::function<void(cudaStream_t)>& body) {
   return {us[us.size() / 2], us.front(), us.back()};
 }
 
+enum class Preset { kAdaptive, kCentroid, kPaper };
+constexpr const char* kPresetNames[] = {"adaptive", "centroid", "paper"};
+
 struct Config {
   int kv_heads = 8;
   int batch = 1;
   int ctx = 32768;
-  bool paper = false;
+  Preset preset = Preset::kAdaptive;
   double fraction = 0.25;
+  double p = 0;  ///< 0: the preset's
+
+  [[nodiscard]] bool paper() const { return preset == Preset::kPaper; }
+  [[nodiscard]] const char* name() const { return kPresetNames[static_cast<int>(preset)]; }
+  [[nodiscard]] float top_p() const {
+    return static_cast<float>(p > 0 ? p : (paper() ? 0.95 : 0.85));
+  }
 };
 
 std::string text(const char* format, auto... args) {
@@ -98,7 +112,7 @@ class World {
   static constexpr int kQueryHeads = 32;
   static constexpr int kDim = 128;
 
-  World(int kv_heads, int ctx, bool paper) : kv_heads_(kv_heads), ctx_(ctx), paper_(paper) {
+  World(int kv_heads, int ctx, Preset preset) : kv_heads_(kv_heads), ctx_(ctx) {
     // 8.6 GB of keys and values, or one batch of 64 where that is more.
     seqs_ =
         static_cast<int>(std::max<std::int64_t>(std::int64_t{64} * 32768 * 8 / kv_heads / ctx, 16));
@@ -107,8 +121,11 @@ class World {
     k_ = device_array<std::byte>(rows * kDim * 2);
     v_ = device_array<std::byte>(rows * kDim * 2);
     const std::size_t records = static_cast<std::size_t>(pages_) * kv_heads;
-    format_ = paper ? IndexFormat{SummaryKind::kQuestBf16, 4, 0, IndexLayout::kMma}
-                    : IndexFormat{SummaryKind::kCentroid, 2, 4, IndexLayout::kMma};
+    format_ = preset == Preset::kPaper
+                  ? IndexFormat{SummaryKind::kQuestBf16, 4, 0, IndexLayout::kMma}
+                  : IndexFormat{preset == Preset::kCentroid ? SummaryKind::kCentroid
+                                                            : SummaryKind::kHalfCentroid,
+                                2, 4, IndexLayout::kMma};
     index_.format = format_;
     const auto pool = [&](std::byte*& data, std::int64_t& page, std::int64_t& head,
                           std::int64_t bytes) {
@@ -192,7 +209,7 @@ class World {
     s.forced = {16, 3};
     s.fraction = c.fraction;
     s.min_tokens = 1024;
-    s.max_tokens = c.paper ? 8192 : 1 << 30;
+    s.max_tokens = c.paper() ? 8192 : 1 << 30;
     s.candidate_stride = candidate_stride(c);
     s.pages = pages_out_ + unit * s.candidate_stride;
     s.page_counts = page_counts_ + unit;
@@ -201,7 +218,7 @@ class World {
     r.seqs = all;
     r.kv = kv;
     r.num_q_heads = kQueryHeads;
-    r.criterion = c.paper ? PruneCriterion::kPerHead : PruneCriterion::kGroupMean;
+    r.criterion = c.paper() ? PruneCriterion::kPerHead : PruneCriterion::kGroupMean;
     r.forced = s.forced;
     r.min_tokens = 64;
     r.candidate_stride = s.candidate_stride;
@@ -210,7 +227,7 @@ class World {
     r.kept_counts = kept_counts_ + unit;
     r.head_counts = head_counts_ + head;
     r.head_mass = head_mass_ + head;
-    if (!c.paper) {
+    if (!c.paper()) {
       r.tail_mass = tail_mass_ + head * s.candidate_stride;
       r.tail_shift = tail_shift_ + head;
     }
@@ -238,7 +255,7 @@ class World {
     head_mass_ = device_array<float>(heads);
     tail_mass_ = device_array<float>(heads * stride);
     tail_shift_ = device_array<float>(heads);
-    std::vector<float> p(heads, c.paper ? 0.95F : 0.9F);
+    std::vector<float> p(heads, c.top_p());
     p_ = device_array<float>(heads);
     check(cudaMemcpy(p_, p.data(), heads * 4, cudaMemcpyHostToDevice), "p");
   }
@@ -304,7 +321,7 @@ class World {
     s.kv.page_size = 16;
     s.fraction = c.fraction;
     s.min_tokens = 1024;
-    s.max_tokens = c.paper ? 8192 : 1 << 30;
+    s.max_tokens = c.paper() ? 8192 : 1 << 30;
     return std::min<std::int64_t>(ctx_ / 16, std::max<std::int64_t>(s.budget_pages(ctx_), 5));
   }
   static std::vector<std::int32_t> read(const std::int32_t* from, int count) {
@@ -352,7 +369,6 @@ class World {
 
   int kv_heads_;
   int ctx_;
-  bool paper_;
   int seqs_ = 0;
   std::int64_t pages_ = 0;
   IndexFormat format_;
@@ -444,22 +460,24 @@ struct Bench {
     const double problems = double(c.batch) * c.kv_heads;
     // Summaries with their parameters; records, and what the tail reads; kept rows.
     const double bytes =
-        problems * (c.paper ? c.ctx / 16 * 512.0 + page_mean * 1088 + kept_mean * 512
-                            : c.ctx / 16 * 144.0 + page_mean * (544 + 66) + kept_mean * 512);
+        problems * (c.paper() ? c.ctx / 16 * 512.0 + page_mean * 1088 + kept_mean * 512
+                              : c.ctx / 16 * 144.0 + page_mean * (544 + 66) + kept_mean * 512);
     const double rate = bytes / t.median * 1e-6;
     std::printf(
-        "32/%-2d B %2d ctx %6d %-8s %.3f shape %d:%d%s | %7.1f us (%.1f-%.1f) | %6.1f MB %.2f TB/s "
+        "32/%-2d B %2d ctx %6d %-8s %.3f p %.2f shape %d:%d%s | %7.1f us (%.1f-%.1f) | %6.1f MB "
+        "%.2f TB/s "
         "%2.0f%% | kept %.0f (p5 %.0f p50 %.0f p95 %.0f max %.0f) | dense %.1f x%.2f\n",
-        c.kv_heads, c.batch, c.ctx, c.paper ? "paper" : "adaptive", c.fraction, shape.threads,
+        c.kv_heads, c.batch, c.ctx, c.name(), c.fraction, double{c.top_p()}, shape.threads,
         shape.cluster, lists ? "" : " no lists", t.median, t.low, t.high, bytes * 1e-6, rate,
         100 * rate / peak, kept_mean, percentile(kept, 0.05), percentile(kept, 0.5),
         percentile(kept, 0.95), percentile(kept, 1.0), dense_time.median,
         dense_time.median / t.median);
     rows.push_back(
         text("{\"q_heads\": 32, \"kv_heads\": %d, \"batch\": %d, \"ctx\": %d, \"preset\": \"%s\", "
-             "\"fraction\": %.4f, \"threads\": %d, \"cluster\": %d, \"lists\": %s, \"us\": %.2f, "
+             "\"fraction\": %.4f, \"p\": %.2f, \"threads\": %d, \"cluster\": %d, \"lists\": %s, "
+             "\"us\": %.2f, "
              "\"us_low\": %.2f, \"us_high\": %.2f, ",
-             c.kv_heads, c.batch, c.ctx, c.paper ? "paper" : "adaptive", c.fraction, shape.threads,
+             c.kv_heads, c.batch, c.ctx, c.name(), c.fraction, double{c.top_p()}, shape.threads,
              shape.cluster, lists ? "true" : "false", t.median, t.low, t.high) +
         text("\"bytes\": %.0f, \"tb_s\": %.3f, \"share_of_peak\": %.3f, \"candidate_pages\": %.1f, "
              "\"kept\": %.1f, \"kept_p5\": %.0f, \"kept_p50\": %.0f, \"kept_p95\": %.0f, "
@@ -509,11 +527,10 @@ struct Bench {
       start[0] = std::max(start[0], 1e-3 * double(s[0] - first));
       start[1] += 1e-3 * double(last - s[10]) / problems;
     }
-    std::string json =
-        "{\"stages_of\": \"" +
-        text("%d:%d:%d:%s:%.3f:%d:%d", c.kv_heads, c.batch, c.ctx, c.paper ? "paper" : "adaptive",
-             c.fraction, shape.threads, shape.cluster) +
-        "\"";
+    std::string json = "{\"stages_of\": \"" +
+                       text("%d:%d:%d:%s:%.3f:%d:%d", c.kv_heads, c.batch, c.ctx, c.name(),
+                            c.fraction, shape.threads, shape.cluster) +
+                       "\"";
     std::printf("    stages (mean/max us):");
     for (int k = 0; k < 10; ++k) {
       std::printf(" %s %.1f/%.1f", kNames[k], mean[k], worst[k]);
@@ -558,20 +575,27 @@ int main(int argc, char** argv) {
     } else if (arg == "--config") {
       Config c;
       char preset[32] = "";
-      std::sscanf(value(), "%d:%d:%d:%31[a-z]:%lf", &c.kv_heads, &c.batch, &c.ctx, preset,
-                  &c.fraction);
-      c.paper = std::strcmp(preset, "paper") == 0;
+      std::sscanf(value(), "%d:%d:%d:%31[a-z]:%lf:%lf", &c.kv_heads, &c.batch, &c.ctx, preset,
+                  &c.fraction, &c.p);
+      const auto* const at = std::ranges::find(kPresetNames, std::string_view(preset));
+      if (at == std::end(kPresetNames)) {
+        std::fprintf(stderr, "preset, got %s, accepted adaptive, centroid, paper\n", preset);
+        return 2;
+      }
+      c.preset = static_cast<Preset>(at - kPresetNames);
       configs.push_back(c);
     }
   }
   if (configs.empty()) {
     for (const int heads : {8, 32}) {
-      for (const bool paper : {false, true}) {
+      for (const Preset preset : {Preset::kAdaptive, Preset::kPaper}) {
         for (const int ctx : {4096, 10240, 32768, 131072}) {
           for (const int batch : {1, 4, 16, 64}) {
             if (std::int64_t{batch} * ctx * heads > std::int64_t{64} * 32768 * 8) continue;
-            configs.push_back({heads, batch, ctx, paper, 0.25});
-            if (!paper) configs.push_back({heads, batch, ctx, paper, 0.125});
+            configs.push_back({heads, batch, ctx, preset, 0.25});
+            if (preset == Preset::kAdaptive) {
+              configs.push_back({heads, batch, ctx, preset, 0.125});
+            }
           }
         }
       }
@@ -583,16 +607,16 @@ int main(int argc, char** argv) {
   const Support has_cudnn = cuda::CudnnDecode::available(&cudnn);
   std::printf("%s, cuDNN %s\n", prop.name, has_cudnn ? cudnn.c_str() : has_cudnn.reason.c_str());
   std::stable_sort(configs.begin(), configs.end(), [](const Config& a, const Config& b) {
-    return std::tie(a.kv_heads, a.ctx, a.paper) < std::tie(b.kv_heads, b.ctx, b.paper);
+    return std::tie(a.kv_heads, a.ctx, a.preset) < std::tie(b.kv_heads, b.ctx, b.preset);
   });
   std::unique_ptr<World> world;
   const Config* last = nullptr;
   double short_peak = 0;
   for (const Config& c : configs) {
     if (last == nullptr || last->kv_heads != c.kv_heads || last->ctx != c.ctx ||
-        last->paper != c.paper) {
+        last->preset != c.preset) {
       world.reset();
-      world = std::make_unique<World>(c.kv_heads, c.ctx, c.paper);
+      world = std::make_unique<World>(c.kv_heads, c.ctx, c.preset);
     }
     last = &c;
     if (bench.peak == 0) {
