@@ -28,12 +28,19 @@ constexpr double kMemoryShare = 0.9;       // of what is available, that the dat
 struct Copy {
   std::vector<Sequence> sequences;
   std::vector<Sequence*> batch;
-  std::vector<float> k, v, q;    // [B, Hkv, D], [B, Hkv, D], [B, Hq, D]
-  std::vector<float> dense_out;  // [B, Hq, D]
+  std::vector<float> k, v, q;  // [B, Hkv, D], [B, Hkv, D], [B, Hq, D]
+};
+
+/// A cache with the index planes of one policy, and the data in it. Every sparse policy has its
+/// own, since planes of different summaries cannot share a cache; dense reads the first.
+struct Store {
+  std::unique_ptr<KvCache> cache;
+  std::vector<Copy> copies;
 };
 
 struct Variant {
   OpResult result;
+  std::size_t store = 0;
   std::unique_ptr<Attention> attention;
 };
 
@@ -46,8 +53,12 @@ class OpBench {
   /// False where the user stopped it.
   bool run() {
     settle();
-    make_cache();
-    if (!make_workload() || !fill() || !check_outputs()) return false;
+    make_stores();
+    if (!make_workload()) return false;
+    for (std::size_t i = 0; i < stores_.size(); ++i) {
+      if (!fill(stores_[i], i)) return false;
+    }
+    if (!check_outputs()) return false;
     walk_ = std::make_unique<CacheWalk>(kCacheMultiple * cache_bytes_, device_.threads());
     const std::int64_t probe = std::max(walk_->bytes(), std::int64_t{256} << 20);
     report_.load.push_back(load_average());
@@ -63,9 +74,9 @@ class OpBench {
 
  private:
   void settle();
-  void make_cache();
+  void make_stores();
   bool make_workload();
-  bool fill();
+  bool fill(Store& store, std::size_t index);
   bool check_outputs();
   bool time_steps();
   void fill_report();
@@ -82,9 +93,9 @@ class OpBench {
   std::int64_t state_bytes_ = 0;
   std::optional<Model> model_;
   std::unique_ptr<Workload> workload_;
-  std::unique_ptr<KvCache> cache_;
-  std::vector<Copy> copies_;
+  std::vector<Store> stores_;
   std::vector<Variant> variants_;
+  std::vector<std::vector<float>> dense_out_;  // [copy][B, Hq, D]
   std::unique_ptr<CacheWalk> walk_;
   OpReport report_;
 };
@@ -123,20 +134,31 @@ bool OpBench::make_workload() {
   return true;
 }
 
-void OpBench::make_cache() {
+void OpBench::make_stores() {
   KvCacheOptions options;
   options.num_layers = 1;
   options.num_kv_heads = shape_.num_kv_heads;
   options.head_dim = shape_.head_dim;
   options.page_size = flags_.bench.attention.page_size;
   options.dtype = parse_dtype(flags_.dtype);
-  const auto with_index = [&](std::int64_t pages) {
+  std::vector<const SparsePolicy*> policies;  // of each store
+  for (Variant& variant : variants_) {
+    variant.store = policies.size();
+    if (variant.result.policy.is_dense()) {
+      variant.store = 0;
+    } else {
+      policies.push_back(&variant.result.policy);
+    }
+  }
+  if (policies.empty()) policies.push_back(&variants_.front().result.policy);
+  const auto with_index = [&](const SparsePolicy& policy, std::int64_t pages) {
     options.num_pages = static_cast<std::int32_t>(pages);
-    auto cache = std::make_unique<KvCache>(device_, options, variants_.front().result.policy);
-    for (const Variant& variant : variants_) cache->set_index(variant.result.policy);
-    return cache;
+    return std::make_unique<KvCache>(device_, options, policy);
   };
-  const std::int64_t bytes_per_page = with_index(1)->bytes_per_page();
+  std::int64_t bytes_per_page = 0;
+  for (const SparsePolicy* policy : policies) {
+    bytes_per_page += with_index(*policy, 1)->bytes_per_page();
+  }
   const std::int64_t pages = (std::int64_t{flags_.context} + options.page_size - 1) /
                              options.page_size * flags_.batch * num_copies_;
   state_bytes_ = pages * bytes_per_page;
@@ -146,32 +168,37 @@ void OpBench::make_cache() {
                 "[bench] keys, values and index of " + std::to_string(num_copies_ * flags_.batch) +
                     " sequences of " + std::to_string(flags_.context) + " tokens, got " +
                     bytes_text(static_cast<double>(state_bytes_)) + ", accepted up to " +
-                    bytes_text(room) + " of the memory available now; lower --batch or --ctx");
+                    bytes_text(room) +
+                    " of the memory available now; lower --batch or --ctx, or compare fewer "
+                    "presets at once");
   }
-  cache_ = with_index(pages);
+  for (const SparsePolicy* policy : policies) {
+    stores_.emplace_back().cache = with_index(*policy, pages);
+  }
   for (Variant& variant : variants_) {
     variant.attention = std::make_unique<Attention>(
-        *cache_, variant.result.policy,
+        *stores_[variant.store].cache, variant.result.policy,
         AttentionLimits{shape_.num_q_heads, flags_.batch, flags_.context});
   }
 }
 
-bool OpBench::fill() {
+bool OpBench::fill(Store& store, std::size_t index) {
   const std::size_t row = static_cast<std::size_t>(shape_.num_kv_heads * shape_.head_dim);
-  Attention writer(*cache_, variants_.front().result.policy,
+  Attention writer(*store.cache, make_policy("dense"),
                    AttentionLimits{shape_.num_q_heads, 1, flags_.context});
   std::vector<float> k(kFillTokens * row), v(k.size());
   ProgressBar bar("Making keys and values", "tokens", !flags_.bench.common.json);
-  const std::int64_t total = std::int64_t{num_copies_} * flags_.batch * flags_.context;
-  std::int64_t done = 0;
+  const std::int64_t each = std::int64_t{num_copies_} * flags_.batch * flags_.context;
+  const std::int64_t total = each * static_cast<std::int64_t>(stores_.size());
+  std::int64_t done = each * static_cast<std::int64_t>(index);
   for (std::int32_t c = 0; c < num_copies_; ++c) {
-    Copy& copy = copies_.emplace_back();
+    Copy& copy = store.copies.emplace_back();
     copy.k.resize(static_cast<std::size_t>(flags_.batch) * row);
     copy.v.resize(copy.k.size());
     for (std::int32_t b = 0; b < flags_.batch; ++b) {
       const std::int32_t seq = c * flags_.batch + b;
       workload_->prepare(seq);
-      copy.sequences.push_back(cache_->new_sequence());
+      copy.sequences.push_back(store.cache->new_sequence());
       Sequence* const batch[] = {&copy.sequences.back()};
       const std::int32_t last = workload_->num_tokens(seq) - 1;
       for (std::int32_t first = 0; first < last; first += kFillTokens) {
@@ -191,7 +218,7 @@ bool OpBench::fill() {
       copy.q.insert(copy.q.end(), q.begin(), q.end());
     }
   }
-  for (Copy& copy : copies_) {
+  for (Copy& copy : store.copies) {
     for (Sequence& sequence : copy.sequences) copy.batch.push_back(&sequence);
   }
   return true;
@@ -204,9 +231,11 @@ bool OpBench::check_outputs() {
   for (Variant& variant : variants_) {
     Attention& attention = *variant.attention;
     attention.collect_stats(true, true);
-    for (Copy& copy : copies_) {
+    std::vector<Copy>& copies = stores_[variant.store].copies;
+    for (std::size_t c = 0; c < copies.size(); ++c) {
+      Copy& copy = copies[c];
       if (interrupted()) return false;
-      bar.update(done++, static_cast<std::int64_t>(variants_.size() * copies_.size()));
+      bar.update(done++, static_cast<std::int64_t>(variants_.size() * copies.size()));
       out.assign(copy.q.size(), 0.0F);
       if (!attention.begin(copy.batch, 1)) {
         throw Error(ErrorCode::kInternal, "[bench] the cache made for the data ran out of pages");
@@ -217,8 +246,8 @@ bool OpBench::check_outputs() {
         variant.result.add(stats);
       }
       attention.rollback();
-      if (&variant == &variants_.front()) copy.dense_out = out;
-      variant.result.compare(copy.dense_out, out, shape_.head_dim);
+      if (&variant == &variants_.front()) dense_out_.push_back(out);
+      variant.result.compare(dense_out_[c], out, shape_.head_dim);
     }
     attention.collect_stats(false);
   }
@@ -226,14 +255,15 @@ bool OpBench::check_outputs() {
 }
 
 bool OpBench::time_steps() {
-  std::vector<float> out(copies_.front().q.size());
+  std::vector<float> out(stores_.front().copies.front().q.size());
   ProgressBar bar("Timing", "rounds", !flags_.bench.common.json);
   for (std::int32_t round = -1; round < flags_.repeats; ++round) {  // round -1 warms up
     bar.update(round + 1, flags_.repeats + 1);
     for (std::size_t i = 0; i < variants_.size(); ++i) {
       if (interrupted()) return false;
       Variant& variant = variants_[i];
-      Copy& copy = copies_[(static_cast<std::size_t>(round + 1) + i) % copies_.size()];
+      std::vector<Copy>& copies = stores_[variant.store].copies;
+      Copy& copy = copies[(static_cast<std::size_t>(round + 1) + i) % copies.size()];
       walk_->run();
       const Stopwatch begin;
       if (!variant.attention->begin(copy.batch, 1)) {
@@ -268,7 +298,7 @@ void OpBench::fill_report() {
   report_.repeats = flags_.repeats;
   report_.shape = shape_;
   report_.state_bytes = state_bytes_;
-  report_.kv_bytes = data_bytes() * num_copies_;
+  report_.kv_bytes = data_bytes() * num_copies_ * static_cast<std::int64_t>(stores_.size());
   report_.cache_bytes = cache_bytes_;
   report_.walk_bytes = walk_->bytes();
   for (const Variant& variant : variants_) report_.results.push_back(&variant.result);

@@ -45,7 +45,7 @@ class Tools(cli_lib.ProgramTest):
     def test_bench_op(self):
         out = self.file("op.json")
         flags = ("bench", "op", "--ctx", 1024, "--heads", 4, "--kv-heads", 2, "--head-dim", 64,
-                 "--attention", "paper,quest:256", "--repeats", 2, *SPARSE[2:])
+                 "--attention", "paper,adaptive,quest:256", "--repeats", 2, *SPARSE[2:])
         report = self.run_json(*flags, "--out", out)
         with open(out, encoding="utf-8") as file:
             self.assertEqual(json.load(file), report)
