@@ -42,7 +42,7 @@ for part in "$@"; do
       ;;
     sanitize)
       # One case of each kind: a sanitizer makes kernels tens of times slower.
-      some='*group_4_dim_96*:*adaptive*page_size_16*:*subset_of_sequences*:*FarTail*:*PrefillCuda*/1:*LinearCuda*/3:ModelCuda.*:GraphCuda*'
+      some='*group_4_dim_96*:*adaptive*page_size_16*:*subset_of_sequences*:*FarTail*:*PrefillCuda*/1:*LinearCuda*/3:ModelCuda.*:*GraphCuda*'
       for tool in memcheck racecheck; do
         report "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 "$binaries/cuda_test" \
           --gtest_brief=1 --gtest_filter="$some"

@@ -78,7 +78,7 @@ struct SparsePolicy {
   [[nodiscard]] bool is_dense() const { return selector == "dense"; }
 };
 
-/// Presets: "dense"; "adaptive" (half_centroid candidates N / 4, 1,024 to 8,192, 2-bit estimates, p
+/// Presets: "dense"; "adaptive" (sub_centroid candidates N / 4, 1,024 to 8,192, 2-bit estimates, p
 /// .85 of the group's mean, tail); "paper" (Quest candidates N / 4, 1,024 to 8,192, 4-bit
 /// estimates, p .95 per head); "paper-full" (every token a candidate); "quest:K" (the best K
 /// tokens, no pruning); "streaming". Throws Error(kInvalidArgument) for another name.

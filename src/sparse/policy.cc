@@ -40,7 +40,7 @@ SparsePolicy make_policy(const std::string& preset) {
     return policy;
   }
   if (preset == "adaptive") {
-    policy.selector = "half_centroid";
+    policy.selector = "sub_centroid";
     policy.criterion = "group_mean";
     policy.p = 0.85F;
     policy.tail = true;

@@ -124,7 +124,7 @@ TEST_P(CApi, AdaptivePolicyKeepsThePromisesAndCountsTheTail) {
     shape.preset = tail == 1 ? "adaptive" : "paper";
     CAbiCase c(shape);
     if (tail == 1) {
-      EXPECT_EQ(c.policy.selector, TWL_SELECTOR_HALF_CENTROID);
+      EXPECT_EQ(c.policy.selector, TWL_SELECTOR_SUB_CENTROID);
       EXPECT_EQ(c.policy.criterion, TWL_CRITERION_GROUP_MEAN);
       EXPECT_EQ(c.policy.tail, 1);
       EXPECT_EQ(c.index.value_bits, 4);
@@ -360,7 +360,7 @@ TEST(CStructs, WhatTheFirstVersionCannotSay) {
   twl_index_bytes bytes{};
   bytes.struct_size = sizeof bytes;
   ASSERT_EQ(twl_index_record_bytes(&policy, 16, 128, &bytes), TWL_OK);
-  EXPECT_EQ(bytes.summary, 128U);
+  EXPECT_EQ(bytes.summary, 256U);
   EXPECT_EQ(bytes.estimate, 544U);
   EXPECT_EQ(bytes.value_mean, 64U);
   EXPECT_EQ(bytes.params, 16U);

@@ -42,7 +42,7 @@ TEST(Policy, Presets) {
 
   const SparsePolicy adaptive = make_policy("adaptive");
   EXPECT_EQ(adaptive.name, "adaptive");
-  EXPECT_EQ(adaptive.selector, "half_centroid");
+  EXPECT_EQ(adaptive.selector, "sub_centroid");
   EXPECT_TRUE(adaptive.prune);
   EXPECT_EQ(adaptive.criterion, "group_mean");
   EXPECT_TRUE(adaptive.tail);
@@ -51,7 +51,7 @@ TEST(Policy, Presets) {
   EXPECT_GT(adaptive.p, 0.5F);
   EXPECT_LT(adaptive.p, 1.0F);
   EXPECT_EQ(index_format_of(adaptive),
-            (IndexFormat{.summary = SummaryKind::kHalfCentroid, .key_bits = 2, .value_bits = 4}));
+            (IndexFormat{.summary = SummaryKind::kSubCentroid, .key_bits = 2, .value_bits = 4}));
 
   const SparsePolicy full = make_policy("paper-full");
   EXPECT_EQ(full.selector, "full");
