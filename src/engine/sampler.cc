@@ -2,18 +2,15 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "core/splitmix64.h"
 #include "twilight/engine.h"
 
 namespace twilight {
 namespace {
 
-// SplitMix64 (Steele, Lea, Flood 2014): a fixed sequence for a seed, the same everywhere.
 std::uint64_t next(std::uint64_t& state) {
-  state += 0x9e3779b97f4a7c15ULL;
-  std::uint64_t z = state;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
+  state += kSplitMixStep;
+  return splitmix64(state);
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 
+#include "core/splitmix64.h"
+
 /// The fixed orthogonal transform R of the rotated index planes: random signs, then a normalised
 /// Walsh-Hadamard transform. D is split into blocks of descending powers of two (its binary
 /// digits: 128; 80 = 64 + 16; 96 = 64 + 32), each transformed by itself. R q . R k = q . k, and an
@@ -13,11 +15,8 @@ namespace twilight {
 /// +1 or -1, the same for every layer, head and model: the top bit of SplitMix64's d-th output from
 /// seed 0, set meaning -1.
 [[nodiscard]] constexpr float rotation_sign(int d) {
-  std::uint64_t z = (static_cast<std::uint64_t>(d) + 1) * 0x9e3779b97f4a7c15ULL;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  z ^= z >> 31;
-  return (z >> 63) != 0 ? -1.0F : 1.0F;
+  const std::uint64_t draw = splitmix64((static_cast<std::uint64_t>(d) + 1) * kSplitMixStep);
+  return (draw >> 63) != 0 ? -1.0F : 1.0F;
 }
 
 /// Length of the block that starts at channel `begin` of D: the largest power of two that fits.

@@ -145,6 +145,12 @@ class MirroredBackend::Transfer {
     p.tail_shift = out(p.tail_shift, heads);
     tables(p.kv);
   }
+  void select_and_prune(SelectAndPruneParams& p) {
+    if (p.select.mode == SelectMode::kByScore) score(p.score);
+    select(p.select);
+    if (p.prune.criterion != PruneCriterion::kNone) estimate(p.estimate);
+    prune(p.prune);
+  }
   void attend(AttendSparseParams& p) {
     const std::int64_t last = last_page(p.kv);
     const PagedKvView kv = p.kv;
@@ -308,10 +314,7 @@ void MirroredBackend::do_prune_top_p(const PruneParams& params, Workspace worksp
 void MirroredBackend::do_select_and_prune(const SelectAndPruneParams& params, Workspace workspace) {
   SelectAndPruneParams p = params;
   Transfer t(*this);
-  if (p.select.mode == SelectMode::kByScore) t.score(p.score);
-  t.select(p.select);
-  if (p.prune.criterion != PruneCriterion::kNone) t.estimate(p.estimate);
-  t.prune(p.prune);
+  t.select_and_prune(p);
   inner_->select_and_prune(p, t.workspace(workspace));
   t.finish();
 }
@@ -319,11 +322,7 @@ void MirroredBackend::do_select_and_prune(const SelectAndPruneParams& params, Wo
 void MirroredBackend::do_sparse_step(const SparseStepParams& params, Workspace workspace) {
   SparseStepParams p = params;
   Transfer t(*this);
-  SelectAndPruneParams& s = p.prune;
-  if (s.select.mode == SelectMode::kByScore) t.score(s.score);
-  t.select(s.select);
-  if (s.prune.criterion != PruneCriterion::kNone) t.estimate(s.estimate);
-  t.prune(s.prune);
+  t.select_and_prune(p.prune);
   t.attend(p.attend);
   inner_->sparse_step(p, t.workspace(workspace));
   t.finish();

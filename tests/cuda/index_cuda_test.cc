@@ -11,9 +11,9 @@
 #include "quant/codec.h"
 #include "quant/page_codec.h"
 #include "quant/rotation.h"
+#include "support/cache_writes.h"
 #include "support/cases.h"
 #include "support/paged_fixture.h"
-#include "support/random.h"
 #include "support/step_buffers.h"
 
 /// Cache and index ops of the GPU against the scalar reference: records, appends and copies byte
@@ -63,74 +63,10 @@ class IndexCuda : public ::testing::TestWithParam<OpCase> {
   StepBuffers actual_{case_, fixture_};
 };
 
-TEST_P(IndexCuda, SealPagesByteForByte) {
-  PagedFixture other = case_.make_fixture();
-  fixture_.clear_index();
-  other.clear_index();
-  const auto pages = fixture_.sealed_physical_pages();
-  const auto seal = [&](Backend& backend, PagedFixture& fixture) {
-    backend.seal_pages({.kv = fixture.kv(),
-                        .index = fixture.index(),
-                        .pages = pages.data(),
-                        .num_pages = static_cast<std::int32_t>(pages.size())});
-  };
-  seal(*ref_, other);
-  seal(gpu(), fixture_);
-  EXPECT_TRUE(std::ranges::equal(fixture_.summary_pool(), other.summary_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.estimate_pool(), other.estimate_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.value_mean_pool(), other.value_mean_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.params_pool(), other.params_pool()));
-}
+TEST_P(IndexCuda, SealPagesByteForByte) { expect_same_seal(*ref_, gpu(), case_, fixture_); }
 
 TEST_P(IndexCuda, AppendAndCopyByteForByte) {
-  PagedFixture other = case_.make_fixture();
-  const PagedKvView kv = fixture_.kv();
-  const std::int64_t row = std::int64_t{kv.num_kv_heads} * kv.head_dim;
-  std::vector<std::int64_t> slots;
-  for (std::int64_t seq = 0; seq < fixture_.num_seqs(); ++seq) {
-    for (std::int64_t token = kv.seq_lens[seq] - 1; token >= 0 && slots.size() < 40; token -= 3) {
-      slots.push_back(fixture_.slot_of(seq, token));
-    }
-  }
-  std::sort(slots.begin(), slots.end());
-  slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
-  Random random(hash64(case_.options.seed, 77));
-  std::vector<float> k(slots.size() * static_cast<std::size_t>(row) + 1);
-  std::vector<float> v(k.size());
-  for (std::vector<float>* values : {&k, &v}) {
-    for (float& x : *values) {
-      x = std::ldexp(random.uniform(-2.0F, 2.0F), static_cast<int>(random.uniform(-26.0F, 18.0F)));
-    }
-  }
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  const float special[] = {
-      0.0F,      -0.0F,    kInfinity,     -kInfinity, std::nanf("1"), -std::nanf("1"), 65504.0F,
-      65519.99F, 65520.0F, 3.3895314e38F, 6.1e-5F,    5.9e-8F,        2.9e-8F,         1e-40F};
-  for (std::size_t i = 0; i < std::size(special) && i < k.size(); ++i) k[i] = special[i];
-  const auto run = [&](Backend& backend, PagedFixture& fixture) {
-    backend.append_kv({.kv = fixture.kv(),
-                       .k = k.data(),
-                       .v = v.data(),
-                       .k_token_stride = row,
-                       .v_token_stride = row,
-                       .slots = slots.data(),
-                       .num_tokens = static_cast<std::int32_t>(slots.size())});
-    const std::int32_t first =
-        slots.empty() ? fixture.spare_page(0) : static_cast<std::int32_t>(slots[0] / kv.page_size);
-    // A chain: the second copy reads what the first wrote.
-    const std::int32_t from[] = {first, fixture.spare_page(1)};
-    const std::int32_t to[] = {fixture.spare_page(1), fixture.spare_page(2)};
-    backend.copy_pages(
-        {.kv = fixture.kv(), .index = fixture.index(), .from = from, .to = to, .num_pages = 2});
-  };
-  run(*ref_, other);
-  run(gpu(), fixture_);
-  EXPECT_TRUE(std::ranges::equal(fixture_.k_pool(), other.k_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.v_pool(), other.v_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.summary_pool(), other.summary_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.estimate_pool(), other.estimate_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.value_mean_pool(), other.value_mean_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.params_pool(), other.params_pool()));
+  expect_same_append_and_copy(*ref_, gpu(), case_, fixture_);
 }
 
 TEST_P(IndexCuda, ExactScores) {

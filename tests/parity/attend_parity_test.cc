@@ -262,6 +262,17 @@ class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::str
     return bound;
   }
 
+  // The same over what `expected_` kept, and the case's tail.
+  void expect_sparse_parity(const std::vector<float>& actual) {
+    expect_parity(
+        actual,
+        [&](std::int64_t seq, std::int64_t head) {
+          const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
+          return std::vector<std::int32_t>(kept.begin(), kept.end());
+        },
+        true);
+  }
+
   // Rows of the sequences an op works on within their bounds, all else untouched.
   template <typename TokensOf>
   void expect_parity(const std::vector<float>& actual, const TokensOf& tokens_of,
@@ -326,13 +337,7 @@ TEST_P(AttendParity, SparseMatchesReference) {
     sparse(backend, buffers, workspace);
   });
   const std::vector<float> actual = run_with_threads(sparse);
-  expect_parity(
-      actual,
-      [&](std::int64_t seq, std::int64_t head) {
-        const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
-        return std::vector<std::int32_t>(kept.begin(), kept.end());
-      },
-      true);
+  expect_sparse_parity(actual);
 }
 
 TEST_P(AttendParity, FarTailMatchesReference) {
@@ -346,13 +351,7 @@ TEST_P(AttendParity, FarTailMatchesReference) {
     far(backend, buffers, workspace);
   });
   const std::vector<float> actual = run_with_threads(far);
-  expect_parity(
-      actual,
-      [&](std::int64_t seq, std::int64_t head) {
-        const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
-        return std::vector<std::int32_t>(kept.begin(), kept.end());
-      },
-      true);
+  expect_sparse_parity(actual);
 }
 
 // Ragged lists: none, one, odd lengths, runs and gaps; what lies behind the counts is garbage.
@@ -378,13 +377,7 @@ TEST_P(AttendParity, SparseRaggedLists) {
   }
   run(*ref_, expected_, sparse);
   const std::vector<float> actual = run_with_threads(sparse);
-  expect_parity(
-      actual,
-      [&](std::int64_t seq, std::int64_t head) {
-        const std::span<const std::int32_t> kept = expected_.kept_tokens(seq, head);
-        return std::vector<std::int32_t>(kept.begin(), kept.end());
-      },
-      true);
+  expect_sparse_parity(actual);
 }
 
 // A sequence gets the same bits alone as in its batch.

@@ -13,9 +13,9 @@
 #include "core/thread_pool.h"
 #include "ops/backend.h"
 #include "quant/codec.h"
+#include "support/cache_writes.h"
 #include "support/cases.h"
 #include "support/paged_fixture.h"
-#include "support/random.h"
 #include "support/step_buffers.h"
 
 /// Index ops of the CPU backend on every instruction set of this machine against the scalar
@@ -290,79 +290,9 @@ TEST_P(IndexParity, EstimateScores) {
   }
 }
 
-TEST_P(IndexParity, SealPagesByteForByte) {
-  PagedFixture other = case_.make_fixture();
-  fixture_.clear_index();
-  other.clear_index();
-  const auto pages = fixture_.sealed_physical_pages();
-  const auto seal = [&](Backend& backend, PagedFixture& fixture) {
-    backend.seal_pages({.kv = fixture.kv(),
-                        .index = fixture.index(),
-                        .pages = pages.data(),
-                        .num_pages = static_cast<std::int32_t>(pages.size())});
-  };
-  seal(*ref_, other);
-  seal(*three_, fixture_);
-  EXPECT_TRUE(std::ranges::equal(fixture_.summary_pool(), other.summary_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.estimate_pool(), other.estimate_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.value_mean_pool(), other.value_mean_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.params_pool(), other.params_pool()));
-}
+TEST_P(IndexParity, SealPagesByteForByte) { expect_same_seal(*ref_, *three_, case_, fixture_); }
 
-TEST_P(IndexParity, AppendAndCopy) {
-  PagedFixture other = case_.make_fixture();
-  const PagedKvView kv = fixture_.kv();
-  const std::int64_t row = std::int64_t{kv.num_kv_heads} * kv.head_dim;
-  std::vector<std::int64_t> slots;
-  for (std::int64_t seq = 0; seq < fixture_.num_seqs(); ++seq) {
-    for (std::int64_t token = kv.seq_lens[seq] - 1; token >= 0 && slots.size() < 40; token -= 3) {
-      slots.push_back(fixture_.slot_of(seq, token));
-    }
-  }
-  std::sort(slots.begin(), slots.end());
-  slots.erase(std::unique(slots.begin(), slots.end()), slots.end());
-  Random random(hash64(case_.options.seed, 77));
-  std::vector<float> k(slots.size() * static_cast<std::size_t>(row) + 1);
-  std::vector<float> v(k.size());
-  for (std::vector<float>* values : {&k, &v}) {
-    for (float& x : *values) {
-      x = std::ldexp(random.uniform(-2.0F, 2.0F), static_cast<int>(random.uniform(-26.0F, 18.0F)));
-    }
-  }
-  // One of each value that rounding treats apart.
-  const float special[] = {
-      0.0F,      -0.0F,    kInfinity,     -kInfinity, std::nanf("1"), -std::nanf("1"), 65504.0F,
-      65519.99F, 65520.0F, 3.3895314e38F, 6.1e-5F,    5.9e-8F,        2.9e-8F,         1e-40F};
-  for (std::size_t i = 0; i < std::size(special) && i < k.size(); ++i) k[i] = special[i];
-  const std::int32_t from[] = {fixture_.spare_page(0), fixture_.spare_page(1)};
-  const std::int32_t to[] = {fixture_.spare_page(1), fixture_.spare_page(2)};
-  const auto run_both = [&](Backend& backend, PagedFixture& fixture) {
-    backend.append_kv({.kv = fixture.kv(),
-                       .k = k.data(),
-                       .v = v.data(),
-                       .k_token_stride = row,
-                       .v_token_stride = row,
-                       .slots = slots.data(),
-                       .num_tokens = static_cast<std::int32_t>(slots.size())});
-    const std::int32_t first =
-        slots.empty() ? from[0] : static_cast<std::int32_t>(slots[0] / kv.page_size);
-    const std::int32_t chain_from[] = {first, from[1]};
-    const std::int32_t chain_to[] = {from[1], to[1]};
-    backend.copy_pages({.kv = fixture.kv(),
-                        .index = fixture.index(),
-                        .from = chain_from,
-                        .to = chain_to,
-                        .num_pages = 2});
-  };
-  run_both(*ref_, other);
-  run_both(*three_, fixture_);
-  EXPECT_TRUE(std::ranges::equal(fixture_.k_pool(), other.k_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.v_pool(), other.v_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.summary_pool(), other.summary_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.estimate_pool(), other.estimate_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.value_mean_pool(), other.value_mean_pool()));
-  EXPECT_TRUE(std::ranges::equal(fixture_.params_pool(), other.params_pool()));
-}
+TEST_P(IndexParity, AppendAndCopy) { expect_same_append_and_copy(*ref_, *three_, case_, fixture_); }
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;

@@ -94,25 +94,14 @@ void add_groups_and_dims(std::vector<OpCase>& cases) {
 }
 
 void add_distributions(std::vector<OpCase>& cases) {
-  struct Kind {
-    const char* name;
-    Distribution distribution;
-  };
-  constexpr std::array<Kind, 7> kKinds = {{{"normal", Distribution::kNormal},
-                                           {"all_equal", Distribution::kAllEqual},
-                                           {"tied_groups", Distribution::kTiedGroups},
-                                           {"one_dominant", Distribution::kOneDominant},
-                                           {"sink_dominated", Distribution::kSinkDominated},
-                                           {"zero_range", Distribution::kZeroRange},
-                                           {"wide", Distribution::kWide}}};
   constexpr std::array<float, 4> kPs = {0.5F, 0.95F, 1e-6F, 1.0F};
-  for (std::size_t i = 0; i < 3 * kKinds.size(); ++i) {
-    const Kind& kind = kKinds[i % kKinds.size()];
-    const NamedFormat& format = kFormats[i / kKinds.size()];
+  for (std::size_t i = 0; i < 3 * kNamedDistributions.size(); ++i) {
+    const NamedDistribution& kind = kNamedDistributions[i % kNamedDistributions.size()];
+    const NamedFormat& format = kFormats[i / kNamedDistributions.size()];
     OpCase c = base(std::string("adaptive_") + kind.name + "_" + format.name, format.format);
     c.shape.lengths = {210, 97};
     c.options.distribution = kind.distribution;
-    c.policy.p = kPs[(i + i / kKinds.size()) % kPs.size()];
+    c.policy.p = kPs[(i + i / kNamedDistributions.size()) % kPs.size()];
     c.policy.min_tokens = kind.distribution == Distribution::kSinkDominated ? 20 : 1;
     c.policy.fraction = 0.7;
     vary_policy(c, i);
@@ -273,7 +262,8 @@ void add_ordinary(std::vector<OpCase>& cases) {
   };
   constexpr std::array<NamedDType, 3> kDTypes = {
       {{"bf16", DType::kBf16}, {"f16", DType::kF16}, {"f32", DType::kF32}}};
-  constexpr std::array<Distribution, 2> kKinds = {Distribution::kPlanted, Distribution::kNormal};
+  constexpr std::array<Distribution, 2> kNamedDistributions = {Distribution::kPlanted,
+                                                               Distribution::kNormal};
   std::uint64_t seed = 300;
   for (const NamedDType& dtype : kDTypes) {
     for (std::size_t i = 0; i < 3; ++i) {
@@ -283,7 +273,7 @@ void add_ordinary(std::vector<OpCase>& cases) {
       c.shape.head_dim = 128;
       c.shape.dtype = dtype.dtype;
       c.options.seed = ++seed;
-      c.options.distribution = kKinds[seed % kKinds.size()];
+      c.options.distribution = kNamedDistributions[seed % kNamedDistributions.size()];
       c.policy.min_candidate_tokens = 128;
       c.policy.min_tokens = 16;
       vary_policy(c, static_cast<std::size_t>(seed));

@@ -78,19 +78,8 @@ void add_probabilities(std::vector<OpCase>& cases) {
   };
   constexpr std::array<Named, 4> kPs = {
       {{"p_tiny", 1e-6F}, {"p_half", 0.5F}, {"p_95", 0.95F}, {"p_one", 1.0F}}};
-  struct Kind {
-    const char* name;
-    Distribution distribution;
-  };
-  constexpr std::array<Kind, 7> kKinds = {{{"normal", Distribution::kNormal},
-                                           {"all_equal", Distribution::kAllEqual},
-                                           {"tied_groups", Distribution::kTiedGroups},
-                                           {"one_dominant", Distribution::kOneDominant},
-                                           {"sink_dominated", Distribution::kSinkDominated},
-                                           {"zero_range", Distribution::kZeroRange},
-                                           {"wide", Distribution::kWide}}};
   for (const Named& p : kPs) {
-    for (const Kind& kind : kKinds) {
+    for (const NamedDistribution& kind : kNamedDistributions) {
       OpCase c = base(std::string(p.name) + "_" + kind.name);
       c.options.distribution = kind.distribution;
       c.policy.p = p.p;
@@ -216,8 +205,8 @@ std::vector<OpCase> make_correctness_cases() {
                                                     {"quest4_bits4", kQuest4Bits4},
                                                     {"quest_bits8", kQuestBf16Bits8},
                                                     {"quest4_bits8", kQuest4Bits8}}};
-  constexpr std::array<Distribution, 3> kKinds = {Distribution::kPlanted, Distribution::kNormal,
-                                                  Distribution::kTiedGroups};
+  constexpr std::array<Distribution, 3> kNamedDistributions = {
+      Distribution::kPlanted, Distribution::kNormal, Distribution::kTiedGroups};
   std::uint64_t seed = 100;
   for (const NamedDType& dtype : kDTypes) {
     for (const NamedFormat& format : kFormats) {
@@ -230,7 +219,7 @@ std::vector<OpCase> make_correctness_cases() {
                  .dtype = dtype.dtype,
                  .format = format.format};
       c.options.seed = ++seed;
-      c.options.distribution = kKinds[seed % kKinds.size()];
+      c.options.distribution = kNamedDistributions[seed % kNamedDistributions.size()];
       c.policy.min_candidate_tokens = 128;
       c.policy.min_tokens = 16;
       cases.push_back(c);

@@ -1,6 +1,7 @@
 #ifndef TWILIGHT_TESTS_SUPPORT_CASES_H_
 #define TWILIGHT_TESTS_SUPPORT_CASES_H_
 
+#include <array>
 #include <cstdint>
 #include <ostream>
 #include <string>
@@ -10,6 +11,20 @@
 #include "support/paged_fixture.h"
 
 namespace twilight::test {
+
+/// Distributions that a list of cases runs through, with names for the cases.
+struct NamedDistribution {
+  const char* name;
+  Distribution distribution;
+};
+inline constexpr std::array<NamedDistribution, 7> kNamedDistributions = {
+    {{"normal", Distribution::kNormal},
+     {"all_equal", Distribution::kAllEqual},
+     {"tied_groups", Distribution::kTiedGroups},
+     {"one_dominant", Distribution::kOneDominant},
+     {"sink_dominated", Distribution::kSinkDominated},
+     {"zero_range", Distribution::kZeroRange},
+     {"wide", Distribution::kWide}}};
 
 /// Numbers of a policy as the ops take them.
 struct CasePolicy {

@@ -372,17 +372,7 @@ HWY_INLINE void centre_dots(const IndexUnit& unit, const std::byte* query, const
     }
     words += kHeads * centre_words(head_dim);
   };
-  for (int h0 = 0; h0 < heads;) {
-    const int block = heads_at_once(heads - h0);
-    if (block == 4) {
-      run.template operator()<4>(h0);
-    } else if (block == 2) {
-      run.template operator()<2>(h0);
-    } else {
-      run.template operator()<1>(h0);
-    }
-    h0 += block;
-  }
+  for_head_blocks(heads, run);
 }
 
 // --- exponentials and logarithms --------------------------------------------------------------
@@ -521,17 +511,7 @@ void log_masses(const IndexUnit& unit, const std::byte* query, std::int64_t page
       }
       words += kHeads * centre_words(head_dim);
     };
-    for (int h0 = 0; h0 < unit.group;) {
-      const int block = heads_at_once(unit.group - h0);
-      if (block == 4) {
-        run.template operator()<4>(h0);
-      } else if (block == 2) {
-        run.template operator()<2>(h0);
-      } else {
-        run.template operator()<1>(h0);
-      }
-      h0 += block;
-    }
+    for_head_blocks(unit.group, run);
   }
 }
 

@@ -18,6 +18,22 @@ namespace {
 // Heads are taken 4, 2 or 1 at a time.
 constexpr int heads_at_once(int left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
+// run.operator()<heads>(first head) for each of these blocks of `count` heads.
+template <typename Run>
+HWY_INLINE void for_head_blocks(int count, const Run& run) {
+  for (int h0 = 0; h0 < count;) {
+    const int block = heads_at_once(count - h0);
+    if (block == 4) {
+      run.template operator()<4>(h0);
+    } else if (block == 2) {
+      run.template operator()<2>(h0);
+    } else {
+      run.template operator()<1>(h0);
+    }
+    h0 += block;
+  }
+}
+
 inline void round_query(const float* q, int head_dim, int levels, std::int32_t* rounded,
                         float* step) {
   float largest = 0;

@@ -3,6 +3,7 @@
 
 #include "backend/cuda/fast/device_ops.cuh"
 #include "backend/cuda/fast/step_args.h"
+#include "quant/rotation.h"
 
 /// What the phases of the fused step share: compile-time shapes, a block's shared memory, its part
 /// of the problem.
@@ -211,11 +212,7 @@ __device__ __forceinline__ const std::uint8_t* row_address(const Step<C>& step, 
 __host__ __device__ constexpr std::uint32_t rotation_bits(int i) {
   std::uint32_t bits = 0;
   for (int d = 0; d < 32; ++d) {
-    std::uint64_t z = (static_cast<std::uint64_t>(32 * i + d) + 1) * 0x9e3779b97f4a7c15ULL;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-    z ^= z >> 31;
-    bits |= static_cast<std::uint32_t>(z >> 63) << d;
+    if (rotation_sign(32 * i + d) < 0) bits |= std::uint32_t{1} << d;
   }
   return bits;
 }
