@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -49,6 +50,13 @@ struct ThreadPool::State {
   std::condition_variable wake;
   std::mutex error_mutex;
   std::exception_ptr error;
+
+  // Also where the pool's constructor could start only some of its threads.
+  ~State() {
+    stop.store(true, std::memory_order_relaxed);
+    raise_generation();
+    for (std::thread& thread : threads) thread.join();
+  }
 
   void work(int worker) {
     for (;;) {
@@ -99,16 +107,18 @@ ThreadPool::ThreadPool(int num_threads)
       num_threads_(num_threads == 0 ? available_processors() : num_threads) {
   require(num_threads >= 0 && num_threads <= 1024, "threads", "number of threads, got ",
           num_threads, ", accepted 1 to 1024, or 0 for all processors");
+  State* const state = state_.get();
   for (int worker = 1; worker < num_threads_; ++worker) {
-    state_->threads.emplace_back([this, worker] { state_->loop(worker); });
+    try {
+      state->threads.emplace_back([state, worker] { state->loop(worker); });
+    } catch (const std::system_error& e) {
+      fail(ErrorCode::kOutOfMemory, "threads", "cannot start thread ", worker + 1, " of ",
+           num_threads_, ": ", e.what());
+    }
   }
 }
 
-ThreadPool::~ThreadPool() {
-  state_->stop.store(true, std::memory_order_relaxed);
-  state_->raise_generation();
-  for (std::thread& thread : state_->threads) thread.join();
-}
+ThreadPool::~ThreadPool() = default;
 
 void ThreadPool::run(std::int64_t count, Task task, void* context) {
   if (count <= 0) return;

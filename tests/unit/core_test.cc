@@ -1,7 +1,10 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -28,11 +31,11 @@ TEST(Float16, EveryHalfSurvivesTheRoundTrip) {
 }
 
 TEST(Float16, RoundsToNearestEvenAndSaturatesToInfinity) {
-  EXPECT_EQ(f32_to_f16(1.0F + 0x1p-11F), 0x3c00);           // tie, even below
-  EXPECT_EQ(f32_to_f16(1.0F + 3 * 0x1p-11F), 0x3c02);       // tie, even above
+  EXPECT_EQ(f32_to_f16(1.0F + 0x1p-11F), 0x3c00);      // tie, even below
+  EXPECT_EQ(f32_to_f16(1.0F + 3 * 0x1p-11F), 0x3c02);  // tie, even above
   EXPECT_EQ(f32_to_f16(65519.0F), 0x7bff);
   EXPECT_EQ(f32_to_f16(65520.0F), 0x7c00);
-  EXPECT_EQ(f32_to_f16(0x1p-25F), 0x0000);                  // tie with zero
+  EXPECT_EQ(f32_to_f16(0x1p-25F), 0x0000);  // tie with zero
   EXPECT_EQ(f32_to_bf16(1.0F + 0x1p-8F), 0x3f80);
   EXPECT_EQ(f32_to_bf16(1.0F + 3 * 0x1p-8F), 0x3f82);
   EXPECT_TRUE(std::isnan(bf16_to_f32(f32_to_bf16(std::numeric_limits<float>::quiet_NaN()))));
@@ -53,11 +56,34 @@ TEST(ThreadPool, VisitsEveryIndexOnceForAnyThreadCount) {
   }
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kLimitsAddressSpace = false;  // shadow memory needs terabytes of it
+#else
+constexpr bool kLimitsAddressSpace = true;
+#endif
+
+TEST(ThreadPoolDeathTest, ThreadsThatCannotStartAreAnErrorNotAnAbort) {
+  if (!kLimitsAddressSpace) GTEST_SKIP() << "sanitizers reserve too much address space";
+  // In a process of its own: stacks of 1,024 threads do not fit 1 GiB of address space.
+  const auto start = [] {
+    const rlimit limit{1ULL << 30, 1ULL << 30};
+    if (setrlimit(RLIMIT_AS, &limit) != 0) std::exit(3);
+    try {
+      ThreadPool pool(1024);
+    } catch (const Error& e) {
+      std::fputs(e.what(), stderr);
+      std::exit(e.code() == ErrorCode::kOutOfMemory ? 0 : 2);
+    }
+    std::exit(1);
+  };
+  EXPECT_EXIT(start(), testing::ExitedWithCode(0), "cannot start thread [0-9]+ of 1024");
+}
+
 TEST(ThreadPool, RethrowsAndStaysUsable) {
   ThreadPool pool(2);
-  EXPECT_THROW(pool.parallel_for(
-                   16, [](std::int64_t index, int) { require(index != 7, "test", "seven"); }),
-               Error);
+  EXPECT_THROW(
+      pool.parallel_for(16, [](std::int64_t index, int) { require(index != 7, "test", "seven"); }),
+      Error);
   std::atomic<int> count{0};
   pool.parallel_for(16, [&](std::int64_t, int) { ++count; });
   EXPECT_EQ(count.load(), 16);
