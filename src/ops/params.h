@@ -7,6 +7,7 @@
 
 #include "kvcache/paged_kv_view.h"
 #include "quant/index_format.h"
+#include "quant/weight_blocks.h"
 
 /// One plain struct per op: raw pointers with their shapes, explicit strides in elements, 64-bit
 /// offsets. Fixed-width integers only, so device code can share them. All floats are f32 unless a
@@ -299,12 +300,19 @@ struct AttendPrefillParams {
 // --- model ops --------------------------------------------------------------------------------
 
 /// A weight matrix as the checkpoint holds it: row-major [rows, cols], possibly not aligned to its
-/// dtype.
+/// dtype. A row of a quantised matrix is whole blocks.
 struct WeightView {
   const std::byte* data = nullptr;
-  DType dtype = DType::kF32;
+  DType dtype = DType::kF32;  ///< of the elements; not read where `blocks` is quantised
   std::int64_t rows = 0;
   std::int64_t cols = 0;
+  WeightType blocks = WeightType::kF32;  ///< a quantised type, or kF32 for elements of `dtype`
+
+  [[nodiscard]] constexpr bool quantised() const { return is_quantised(blocks); }
+  [[nodiscard]] constexpr WeightType type() const {
+    return quantised() ? blocks : weight_type(dtype);
+  }
+  [[nodiscard]] constexpr std::int64_t row_bytes() const { return weight_row_bytes(type(), cols); }
 };
 
 /// y[M, rows] = x[M, cols] W^T + bias, plus y itself where `accumulate`.

@@ -292,7 +292,16 @@ void validate(const LinearParams& params) {
   check.at_least("num_rows", params.num_rows, 0);
   check.at_least("weight.rows", params.weight.rows, 1);
   check.at_least("weight.cols", params.weight.cols, 1);
-  check.dtype("weight.dtype", params.weight.dtype);
+  if (params.weight.quantised()) {
+    const WeightType type = params.weight.blocks;
+    require(is_weight_type(static_cast<std::int64_t>(type)), "linear", "weight.blocks, got ",
+            static_cast<std::int64_t>(type), ", accepted the enumerators of WeightType");
+    require(params.weight.cols % weight_block_length(type) == 0, "linear", "weight.cols, got ",
+            params.weight.cols, ", accepted multiples of ", weight_block_length(type), " in ",
+            weight_type_name(type));
+  } else {
+    check.dtype("weight.dtype", params.weight.dtype);
+  }
   check.pointer("weight.data", params.weight.data);
   if (params.num_rows == 0) return;
   check.pointer("x", params.x);

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "backend/cpu/cpu_backend.h"
+#include "core/check.h"
 
 namespace twilight::cpu {
 namespace {
@@ -23,6 +24,10 @@ void for_ranges(ThreadPool& pool, std::int64_t count, std::int64_t bytes_each, s
 }  // namespace
 
 void CpuBackend::do_linear(const LinearParams& params) {
+  if (params.weight.quantised()) {
+    fail(ErrorCode::kUnsupported, "cpu linear", "weight type, got ",
+         weight_type_name(params.weight.blocks), ", accepted F32, F16, BF16");
+  }
   if (params.num_rows > kMatvecMaxRows && !params.row_invariant) {
     matmul_.run(params);
     return;

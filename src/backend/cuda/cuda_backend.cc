@@ -213,6 +213,10 @@ void CudaBackend::do_attend_prefill(const AttendPrefillParams& params) {
 }
 
 void CudaBackend::do_linear(const LinearParams& params) {
+  if (params.weight.quantised()) {
+    fail(ErrorCode::kUnsupported, "cuda linear", "weight type, got ",
+         weight_type_name(params.weight.blocks), ", accepted F32, F16, BF16");
+  }
   if (params.num_rows == 0) return;
   if (!linear_.run(params, stream_.get())) base::linear(params, stream_.get());
 }

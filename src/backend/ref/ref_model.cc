@@ -8,10 +8,14 @@ namespace twilight::ref {
 
 void RefBackend::do_linear(const LinearParams& params) {
   const WeightView& weight = params.weight;
-  const std::int64_t row_bytes = weight.cols * dtype_bytes(weight.dtype);
   std::vector<float> w(static_cast<std::size_t>(weight.cols));
   for (std::int64_t row = 0; row < weight.rows; ++row) {
-    load_row(weight.dtype, weight.data + row * row_bytes, w);
+    const std::byte* at = weight.data + row * weight.row_bytes();
+    if (weight.quantised()) {
+      dequantise_row(weight.blocks, at, w);
+    } else {
+      load_row(weight.dtype, at, w);
+    }
     for (std::int64_t m = 0; m < params.num_rows; ++m) {
       double sum = dot(params.x + m * params.x_stride, w);
       if (params.bias != nullptr) sum += double{params.bias[row]};
