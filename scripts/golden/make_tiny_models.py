@@ -107,12 +107,64 @@ QWEN25 = {
     "vocab_size": 256,
 }
 
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 250,
+    "eos_token_id": 252,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "hidden_size": 96,
+    "initializer_range": 0.02,
+    "intermediate_size": 80,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 2,
+    "model_type": "qwen3",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 256,
+}
+
+MISTRAL01 = {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 96,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "sliding_window": 128,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 320,
+}
+
 # name, config.json, element type, number of shards
 MODELS = [
     ("llama-2-7b-chat", LLAMA2, np.float16, 2),
     ("llama-3.1-8b-instruct", LLAMA31, ml_dtypes.bfloat16, 1),
     ("longchat-7b-v1.5-32k", LONGCHAT, np.float16, 1),
     ("qwen2.5-instruct", QWEN25, ml_dtypes.bfloat16, 1),
+    ("qwen3", QWEN3, ml_dtypes.bfloat16, 1),
+    ("mistral-7b-v0.1", MISTRAL01, ml_dtypes.bfloat16, 1),
 ]
 
 
@@ -133,6 +185,9 @@ def shapes(config):
             if config["model_type"] == "qwen2":
                 yield layer + f"self_attn.{part}_proj.bias", (rows,)
         yield layer + "self_attn.o_proj.weight", (hidden, q)
+        if config["model_type"] == "qwen3":
+            yield layer + "self_attn.q_norm.weight", (head_dim,)
+            yield layer + "self_attn.k_norm.weight", (head_dim,)
         yield layer + "post_attention_layernorm.weight", (hidden,)
         yield layer + "mlp.gate_proj.weight", (inner, hidden)
         yield layer + "mlp.up_proj.weight", (inner, hidden)

@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,7 @@ constexpr int kMaxIntermediate = 1 << 20;
 constexpr int kMaxLayers = 1 << 10;
 constexpr int kMaxHeads = 1 << 10;
 constexpr int kMaxHeadDim = 512;
+constexpr int kQwen3HeadDim = 128;  // what the architecture means where the file is silent
 constexpr int kMaxVocab = 1 << 22;
 constexpr int kMaxPositions = 1 << 24;
 
@@ -27,10 +29,11 @@ struct ArchitectureNames {
   std::string_view model_type;
 };
 
-constexpr std::array<ArchitectureNames, 3> kArchitectures = {{
+constexpr std::array<ArchitectureNames, 4> kArchitectures = {{
     {Architecture::kLlama, "LlamaForCausalLM", "llama"},
     {Architecture::kMistral, "MistralForCausalLM", "mistral"},
     {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2"},
+    {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3"},
 }};
 
 // For values that are well formed but need another forward pass.
@@ -41,6 +44,7 @@ constexpr std::array<ArchitectureNames, 3> kArchitectures = {{
 
 // The first entry of `architectures`, else `model_type`; where both are given they must agree.
 Architecture read_architecture(const JsonReader& json) {
+  constexpr std::string_view kAcceptedTypes = "llama, mistral, qwen2 or qwen3";
   const auto type = json.string("model_type");
   const ArchitectureNames* by_type = nullptr;
   if (type) {
@@ -48,15 +52,16 @@ Architecture read_architecture(const JsonReader& json) {
       if (names.model_type == *type) by_type = &names;
     }
     if (by_type == nullptr) {
-      unsupported(json, "model_type", "llama, mistral or qwen2");
+      unsupported(json, "model_type", kAcceptedTypes);
     }
   }
   const nlohmann::json* list = json.find("architectures");
   if (list == nullptr) {
-    if (by_type == nullptr) json.reject("model_type", "llama, mistral or qwen2");
+    if (by_type == nullptr) json.reject("model_type", kAcceptedTypes);
     return by_type->architecture;
   }
-  constexpr std::string_view kAccepted = "LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM";
+  constexpr std::string_view kAccepted =
+      "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM";
   if (!list->is_array() || list->size() != 1 || !list->front().is_string()) {
     json.reject("architectures", cat("a list of one name: ", kAccepted));
   }
@@ -95,6 +100,10 @@ void read_sizes(const JsonReader& json, ModelConfig& config) {
     if (config.head_dim % 2 != 0) json.reject("head_dim", accepted);
     return;
   }
+  if (config.architecture == Architecture::kQwen3) {
+    config.head_dim = kQwen3HeadDim;
+    return;
+  }
   if (config.hidden_size % config.num_heads != 0) {
     json.reject("hidden_size", cat("a multiple of num_attention_heads, ", config.num_heads,
                                    ", where head_dim is absent"));
@@ -112,6 +121,7 @@ void read_biases(const JsonReader& json, ModelConfig& config) {
   config.qkv_bias = attention;
   config.o_bias = attention && config.architecture != Architecture::kQwen2;
   config.mlp_bias = json.boolean_or("mlp_bias", false);
+  config.qk_norm = config.architecture == Architecture::kQwen3;
 }
 
 void read_token_ids(const JsonReader& json, ModelConfig& config) {
@@ -123,25 +133,30 @@ void read_token_ids(const JsonReader& json, ModelConfig& config) {
   }
 }
 
+// A window no shorter than the context never hides a token. Qwen files carry one that only
+// `use_sliding_window` turns on, and then for the layers from `max_window_layers` on; Llama has
+// none.
+void read_window(const JsonReader& json, ModelConfig& config) {
+  const bool qwen =
+      config.architecture == Architecture::kQwen2 || config.architecture == Architecture::kQwen3;
+  const bool windowed =
+      config.architecture == Architecture::kMistral || json.boolean_or("use_sliding_window", false);
+  if (!windowed) return;
+  if (!json.has("sliding_window")) {
+    if (qwen) unsupported(json, "use_sliding_window", "false");
+    return;
+  }
+  const auto window = json.integer("sliding_window", 1, std::int64_t{1} << 40);
+  if (window < max_context_length(config)) config.sliding_window = window;
+}
+
 // Rejects what would need another forward pass.
-void check_supported(const JsonReader& json, const ModelConfig& config) {
+void check_supported(const JsonReader& json) {
   if (const auto act = json.string("hidden_act"); act && *act != "silu") {
     unsupported(json, "hidden_act", "silu");
   }
   if (json.has("quantization_config")) {
     unsupported(json, "quantization_config", "null (F32, F16 or BF16 weights)");
-  }
-  // A window that is no shorter than the context never hides a token. Qwen2 files carry a window
-  // that only `use_sliding_window` turns on; Llama has none.
-  const bool windowed =
-      config.architecture == Architecture::kMistral || json.boolean_or("use_sliding_window", false);
-  if (windowed && json.has("sliding_window")) {
-    const auto window = json.integer("sliding_window", 1, std::int64_t{1} << 40);
-    if (window < max_context_length(config)) {
-      unsupported(json, "sliding_window", "null, or no less than the context length");
-    }
-  } else if (windowed && config.architecture == Architecture::kQwen2) {
-    unsupported(json, "use_sliding_window", "false");
   }
   if (const auto* types = json.find("layer_types"); types != nullptr) {
     if (!types->is_array()) json.reject("layer_types", "a list of full_attention");
@@ -175,7 +190,8 @@ ModelConfig parse_config(std::string_view json_text, const std::string& path_for
   read_biases(json, config);
   read_token_ids(json, config);
   config.rope = parse_rope_config(json);
-  check_supported(json, config);
+  read_window(json, config);
+  check_supported(json);
   return config;
 }
 
@@ -185,8 +201,11 @@ ModelConfig load_config(const std::string& model_dir) {
 }
 
 std::int64_t max_context_length(const ModelConfig& config) {
-  if (config.rope.scaling != RopeScaling::kLinear) return config.max_positions;
-  return static_cast<std::int64_t>(config.max_positions * config.rope.factor);
+  std::int64_t length = config.max_positions;
+  if (config.rope.scaling == RopeScaling::kLinear) {
+    length = static_cast<std::int64_t>(config.max_positions * config.rope.factor);
+  }
+  return std::min(length, config.sliding_window.value_or(length));
 }
 
 std::vector<float> rope_inverse_frequencies(const ModelConfig& config) {

@@ -11,9 +11,9 @@
 
 namespace twilight {
 
-enum class Architecture { kLlama, kMistral, kQwen2 };
+enum class Architecture { kLlama, kMistral, kQwen2, kQwen3 };
 
-/// "LlamaForCausalLM", "MistralForCausalLM" or "Qwen2ForCausalLM".
+/// "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM" or "Qwen3ForCausalLM".
 [[nodiscard]] std::string_view architecture_name(Architecture architecture);
 
 /// Shape and constants of a Llama-family decoder: RMSNorm, rotary attention with grouped KV heads,
@@ -29,11 +29,14 @@ struct ModelConfig {
   int head_dim = 0;      ///< D; num_heads * head_dim may differ from hidden_size
   int vocab_size = 0;
   int max_positions = 0;  ///< `max_position_embeddings` as the file gives it, tokens
+  /// A token attends to this many tokens, itself included, where the model has a sliding window.
+  std::optional<std::int64_t> sliding_window;
   double rms_norm_eps = 0.0;
   bool tie_word_embeddings = false;  ///< lm_head is the embedding matrix
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
+  bool qk_norm = false;  ///< RMSNorm of every query and key head before it is rotated
   std::optional<int> bos_token_id;
   std::vector<int> eos_token_ids;  ///< may be empty
   RopeConfig rope;
@@ -47,17 +50,17 @@ struct ModelConfig {
 /// not change the forward pass (torch_dtype, dropout, initialisers, ...) are ignored; a field that
 /// would change it in a way not implemented is an error. A Mistral config without `sliding_window`
 /// counts as one without a window. Throws Error(kInvalidFile), or Error(kUnsupported) for another
-/// architecture, a sliding window or a quantised checkpoint: `[config] path: field, got VALUE,
-/// accepted SET`.
+/// architecture, layers that differ in their window or a quantised checkpoint: `[config] path:
+/// field, got VALUE, accepted SET`.
 [[nodiscard]] ModelConfig parse_config(std::string_view json_text,
                                        const std::string& path_for_messages);
 
 /// `parse_config` on `model_dir`/config.json. Throws Error(kNotFound) where it is absent.
 [[nodiscard]] ModelConfig load_config(const std::string& model_dir);
 
-/// Longest context the rotary encoding was made for, tokens. Linear scaling counts `max_positions`
-/// before stretching, as in the LongChat checkpoints (4096 with factor 8 is 32768); otherwise it is
-/// `max_positions`.
+/// Longest context that the rotary encoding was made for and that a sliding window hides nothing
+/// of, tokens. Linear scaling counts `max_positions` before stretching, as in the LongChat
+/// checkpoints (4096 with factor 8 is 32768); otherwise it is `max_positions`.
 [[nodiscard]] std::int64_t max_context_length(const ModelConfig& config);
 
 /// `rope_inverse_frequencies(config.rope, config.head_dim)`.

@@ -46,9 +46,10 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Mode
     inverse_frequencies_.push_back(static_cast<double>(frequency));
   }
   for (const LayerWeights& layer : weights.layers) {
-    small_.push_back({to_f32(layer.input_norm), to_f32(layer.post_norm), to_f32(layer.q_bias),
-                      to_f32(layer.k_bias), to_f32(layer.v_bias), to_f32(layer.o_bias),
-                      to_f32(layer.gate_bias), to_f32(layer.up_bias), to_f32(layer.down_bias)});
+    small_.push_back({to_f32(layer.input_norm), to_f32(layer.post_norm), to_f32(layer.q_norm),
+                      to_f32(layer.k_norm), to_f32(layer.q_bias), to_f32(layer.k_bias),
+                      to_f32(layer.v_bias), to_f32(layer.o_bias), to_f32(layer.gate_bias),
+                      to_f32(layer.up_bias), to_f32(layer.down_bias)});
   }
   final_norm_ = to_f32(weights.final_norm);
 
@@ -131,6 +132,11 @@ void Transformer::forward(std::span<const std::int32_t> tokens,
     backend_.rms_norm({hidden_, weight.data(), normed_, rows, config_.hidden_size,
                        static_cast<float>(config_.rms_norm_eps)});
   };
+  const auto norm_heads = [&](float* x, const std::vector<float>& weight, int heads) {
+    if (weight.empty()) return;
+    backend_.rms_norm({x, weight.data(), x, rows * heads, config_.head_dim,
+                       static_cast<float>(config_.rms_norm_eps)});
+  };
   const auto rotate = [&](float* x, int heads) {
     backend_.rope(
         {x, std::int64_t{heads} * config_.head_dim, rows, heads, config_.head_dim, cos_, sin_});
@@ -142,6 +148,8 @@ void Transformer::forward(std::span<const std::int32_t> tokens,
     linear(normed_, layer.q_proj, small.q_bias, q_, rows);
     linear(normed_, layer.k_proj, small.k_bias, k_, rows);
     linear(normed_, layer.v_proj, small.v_bias, v_, rows);
+    norm_heads(q_, small.q_norm, config_.num_heads);
+    norm_heads(k_, small.k_norm, config_.num_kv_heads);
     rotate(q_, config_.num_heads);
     rotate(k_, config_.num_kv_heads);
     attention.append(i, k_, v_);

@@ -65,7 +65,7 @@ class Transformer {
 
   // Norm weights and biases in f32; a few kilobytes a layer.
   struct SmallWeights {
-    std::vector<float> input_norm, post_norm;
+    std::vector<float> input_norm, post_norm, q_norm, k_norm;
     std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
   };
   std::vector<SmallWeights> small_;

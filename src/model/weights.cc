@@ -90,6 +90,8 @@ LayerWeights take_layer(TensorPicker& picker, const ModelConfig& config, int ind
   out.k_bias = picker.take_if(config.qkv_bias, attention + "k_proj.bias", {kv});
   out.v_bias = picker.take_if(config.qkv_bias, attention + "v_proj.bias", {kv});
   out.o_bias = picker.take_if(config.o_bias, attention + "o_proj.bias", {hidden});
+  out.q_norm = picker.take_if(config.qk_norm, attention + "q_norm.weight", {config.head_dim});
+  out.k_norm = picker.take_if(config.qk_norm, attention + "k_norm.weight", {config.head_dim});
   out.post_norm = picker.take(layer + "post_attention_layernorm.weight", {hidden});
   out.gate_proj = picker.take(mlp + "gate_proj.weight", {inner, hidden});
   out.up_proj = picker.take(mlp + "up_proj.weight", {inner, hidden});

@@ -14,7 +14,7 @@
 namespace twilight {
 
 /// Tensors of one decoder layer. Matrices are [out, in], row-major; H is hidden_size, I is
-/// intermediate_size. Biases are absent (false) where the configuration has none.
+/// intermediate_size. Biases and head norms are absent (false) where the configuration has none.
 struct LayerWeights {
   TensorView input_norm;  ///< [H]
   TensorView q_proj;      ///< [Hq * D, H]
@@ -25,6 +25,8 @@ struct LayerWeights {
   TensorView k_bias;      ///< [Hkv * D]
   TensorView v_bias;      ///< [Hkv * D]
   TensorView o_bias;      ///< [H]
+  TensorView q_norm;      ///< [D], of every query head
+  TensorView k_norm;      ///< [D], of every key head
   TensorView post_norm;   ///< [H], before the feed-forward
   TensorView gate_proj;   ///< [I, H]
   TensorView up_proj;     ///< [I, H]

@@ -184,7 +184,7 @@ class BrokenModels(cli_lib.ProgramTest):
 
     def test_unknown_model_type(self):
         self.config(lambda c: c.update(model_type="falcon"))
-        self.refused("[config]", "model_type", "falcon", "accepted llama, mistral or qwen2")
+        self.refused("[config]", "model_type", "falcon", "accepted llama, mistral, qwen2 or qwen3")
 
     def test_unknown_rope(self):
         self.config(lambda c: c.update(rope_scaling={"rope_type": "yarn", "factor": 4.0}))

@@ -144,8 +144,9 @@ void check(const std::string& name, const Variant& variant, std::size_t max_toke
   }
 }
 
-constexpr const char* kTiny[] = {"llama-2-7b-chat", "llama-3.1-8b-instruct", "longchat-7b-v1.5-32k",
-                                 "qwen2.5-instruct"};
+constexpr const char* kTiny[] = {
+    "llama-2-7b-chat", "llama-3.1-8b-instruct", "longchat-7b-v1.5-32k", "qwen2.5-instruct",
+    "qwen3",           "mistral-7b-v0.1"};
 
 TEST(GoldenLogits, VesperInFullPrecision) { check("vesper-19m", {}, 1 << 20); }
 TEST(GoldenLogits, VesperInBf16) { check("vesper-19m", {.exact = false}, 1 << 20); }

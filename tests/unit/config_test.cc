@@ -204,7 +204,7 @@ TEST(Config, RejectsBadValues) {
 
 TEST(Config, RejectsOtherForwardPasses) {
   constexpr auto kUnsupported = ErrorCode::kUnsupported;
-  expect_rejected("model_type", "gemma", "llama, mistral or qwen2", kUnsupported);
+  expect_rejected("model_type", "gemma", "llama, mistral, qwen2 or qwen3", kUnsupported);
   expect_rejected("architectures", json::array({"MixtralForCausalLM"}), "LlamaForCausalLM, ",
                   kUnsupported);
   expect_rejected("hidden_act", "gelu", "silu", kUnsupported);
@@ -212,17 +212,25 @@ TEST(Config, RejectsOtherForwardPasses) {
   expect_rejected("partial_rotary_factor", 0.5, "1", kUnsupported);
   expect_rejected("layer_types", json::array({"sliding_attention"}), "full_attention");
 
+  json qwen = small();
+  qwen["architectures"] = json::array({"Qwen2ForCausalLM"});
+  qwen["model_type"] = "qwen2";
+  qwen["use_sliding_window"] = true;
+  expect_error(kUnsupported, {"use_sliding_window, got true"}, [&] { (void)parse(qwen); });
+}
+
+TEST(Config, ASlidingWindowLimitsTheContext) {
   json mistral = small();
   mistral["architectures"] = json::array({"MistralForCausalLM"});
   mistral["model_type"] = "mistral";
-  EXPECT_NO_THROW((void)parse(mistral));
+  EXPECT_EQ(max_context_length(parse(mistral)), 512);
   mistral["sliding_window"] = nullptr;
-  EXPECT_NO_THROW((void)parse(mistral));
+  EXPECT_EQ(max_context_length(parse(mistral)), 512);
   mistral["sliding_window"] = 512;  // the whole context: hides nothing
-  EXPECT_NO_THROW((void)parse(mistral));
+  EXPECT_FALSE(parse(mistral).sliding_window.has_value());
   mistral["sliding_window"] = 256;
-  expect_error(kUnsupported, {"sliding_window, got 256, accepted null"},
-               [&] { (void)parse(mistral); });
+  EXPECT_EQ(parse(mistral).sliding_window, 256);
+  EXPECT_EQ(max_context_length(parse(mistral)), 256);
 
   json qwen = small();
   qwen["architectures"] = json::array({"Qwen2ForCausalLM"});
@@ -230,10 +238,23 @@ TEST(Config, RejectsOtherForwardPasses) {
   qwen["sliding_window"] = 256;
   qwen["use_sliding_window"] = false;
   EXPECT_TRUE(parse(qwen).qkv_bias);
+  EXPECT_EQ(max_context_length(parse(qwen)), 512);
   qwen["use_sliding_window"] = true;
-  expect_error(kUnsupported, {"sliding_window, got 256"}, [&] { (void)parse(qwen); });
-  qwen.erase("sliding_window");
-  expect_error(kUnsupported, {"use_sliding_window, got true"}, [&] { (void)parse(qwen); });
+  EXPECT_EQ(max_context_length(parse(qwen)), 256);
+}
+
+TEST(Config, Qwen3NormsItsHeads) {
+  json qwen = small();
+  qwen["architectures"] = json::array({"Qwen3ForCausalLM"});
+  qwen["model_type"] = "qwen3";
+  ModelConfig c = parse(qwen);
+  EXPECT_EQ(architecture_name(c.architecture), "Qwen3ForCausalLM");
+  EXPECT_TRUE(c.qk_norm);
+  EXPECT_FALSE(c.qkv_bias || c.o_bias);
+  EXPECT_EQ(c.head_dim, 128);  // of the architecture where the file names none
+  qwen["head_dim"] = 32;
+  EXPECT_EQ(parse(qwen).head_dim, 32);
+  EXPECT_FALSE(parse(small()).qk_norm);
 }
 
 TEST(Config, RejectsBadJson) {

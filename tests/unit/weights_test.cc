@@ -322,7 +322,9 @@ TEST(Weights, LoadsTheTinyModels) {
       {"llama-2-7b-chat", DType::kF16, RopeScaling::kDefault, 1, false, false},
       {"llama-3.1-8b-instruct", DType::kBf16, RopeScaling::kLlama3, 4, false, false},
       {"longchat-7b-v1.5-32k", DType::kF16, RopeScaling::kLinear, 1, false, false},
-      {"qwen2.5-instruct", DType::kBf16, RopeScaling::kDefault, 2, true, true}};
+      {"qwen2.5-instruct", DType::kBf16, RopeScaling::kDefault, 2, true, true},
+      {"qwen3", DType::kBf16, RopeScaling::kDefault, 2, false, true},
+      {"mistral-7b-v0.1", DType::kBf16, RopeScaling::kDefault, 2, false, false}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
     const std::string dir = kSource + "/tests/golden/tiny/" + c.name;
@@ -333,6 +335,8 @@ TEST(Weights, LoadsTheTinyModels) {
     EXPECT_EQ(static_cast<bool>(w.layers[0].q_bias), c.bias);
     EXPECT_EQ(w.lm_head.data == w.embed.data, c.tied);
     EXPECT_EQ(w.layers[1].up_proj.dtype, c.dtype);
+    EXPECT_EQ(static_cast<bool>(w.layers[1].q_norm), config.qk_norm);
+    EXPECT_EQ(static_cast<bool>(w.layers[1].k_norm), config.qk_norm);
     EXPECT_EQ(w.bytes, 2 * w.parameters);
   }
 }
