@@ -19,6 +19,8 @@ int run_info(const InfoFlags& flags) {
   nlohmann::ordered_json report;
   report["version"] = TWILIGHT_VERSION;
   report["device"] = device.description();
+  report["devices"] = nlohmann::ordered_json::object();
+  for (const DeviceLine& line : list_devices()) report["devices"][line.name] = line.description;
   report["presets"] = policy_names();
   if (!flags.model.empty()) {
     const Model model = load_model(flags.model, flags.common);

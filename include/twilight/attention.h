@@ -24,8 +24,9 @@ struct AttentionLimits {
 ///   if (!attention.begin(sequences, 1)) ...            // no pages left: nothing has changed
 ///   for each layer: attention.append(layer, k, v); attention.decode(layer, q, out);
 ///
-/// All buffers are f32, rows packed, heads rotated already. `append`, `decode` and `prefill`
-/// allocate nothing unless audit is on. Not thread-safe; must not outlive the cache.
+/// All buffers are f32 in the device's memory, rows packed, heads rotated already. `append`,
+/// `decode` and `prefill` allocate nothing unless audit is on. Not thread-safe; must not outlive
+/// the cache.
 class TWILIGHT_API Attention {
  public:
   /// Throws Error(kInvalidArgument) for a bad policy or shape, also where the cache lacks the
@@ -61,8 +62,10 @@ class TWILIGHT_API Attention {
   /// [B] of a layer's last `decode`; empty unless collected.
   [[nodiscard]] std::span<const LayerStats> stats(std::int32_t layer) const;
 
- private:
   struct Impl;
+  [[nodiscard]] Impl& impl() const { return *impl_; }
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "twilight/export.h"
 
@@ -32,11 +33,19 @@ class TWILIGHT_API Device {
   [[nodiscard]] int threads() const;
 
   struct Impl;
+  explicit Device(std::shared_ptr<Impl> impl);
   [[nodiscard]] Impl& impl() const { return *impl_; }
 
  private:
   std::shared_ptr<Impl> impl_;
 };
+
+/// A device that DeviceOptions::device takes, or a kind that is missing and why.
+struct DeviceLine {
+  std::string name;         ///< "cpu", "ref", "cuda:0" ...; "cuda" where there is none
+  std::string description;  ///< for people
+};
+[[nodiscard]] TWILIGHT_API std::vector<DeviceLine> list_devices();
 
 }  // namespace twilight
 

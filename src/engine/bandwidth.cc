@@ -31,12 +31,33 @@ std::uint64_t read_block(const std::byte* data, std::int64_t bytes) {
   return out;
 }
 
+double device_read_bandwidth(Backend& backend, std::int64_t bytes) {
+  constexpr int kPasses = 20;
+  DeviceMemory& memory = backend.memory();
+  const DeviceBuffer buffer(memory, static_cast<std::size_t>(bytes));
+  double best = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    memory.synchronize();
+    const auto start = std::chrono::steady_clock::now();
+    // Several reads a wait, so that the wait does not count.
+    constexpr int kReads = 8;
+    for (int read = 0; read < kReads; ++read) backend.read_through(buffer.data(), buffer.size());
+    memory.synchronize();
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, static_cast<double>(bytes) * kReads / seconds * 1e-9);
+  }
+  return best;
+}
+
 }  // namespace
 
 double measure_read_bandwidth(const Device& device, std::int64_t bytes) {
   constexpr std::int64_t kBlock = 1 << 20;
   constexpr int kPasses = 5;
   require(bytes >= kBlock, "bandwidth", "bytes, got ", bytes, ", accepted ", kBlock, " or more");
+  Backend& backend = *device.impl().backend;
+  if (!backend.memory().is_host()) return device_read_bandwidth(backend, bytes);
   const std::int64_t blocks = bytes / kBlock;
   Buffer buffer(static_cast<std::size_t>(blocks * kBlock));
   ThreadPool& pool = device.impl().pool;

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/buffer.h"
+#include "core/device_memory.h"
 #include "kvcache/kv_storage.h"
 #include "sparse/decode_step.h"
 
@@ -38,18 +38,22 @@ class Trial {
       : backend_(backend),
         shape_(shape),
         storage_({1, shape.num_kv_heads, shape.head_dim, shape.page_size,
-                  shape.max_tokens / shape.page_size + 1, dtype, index_format_of(policy)}),
+                  shape.max_tokens / shape.page_size + 1, dtype,
+                  index_format_of(policy, backend, shape.head_dim)},
+                 backend.memory()),
         pool_(storage_.options().num_pages),
         table_(pool_, shape.page_size),
-        tables_(1, storage_.options().num_pages),
+        tables_(1, storage_.options().num_pages, backend.memory()),
         q_(static_cast<std::size_t>(shape.num_q_heads * shape.head_dim)),
-        out_(q_.size()) {
+        device_q_(backend.memory(), q_.size() * sizeof(float)),
+        out_(backend.memory(), q_.size() * sizeof(float)) {
     SparsePolicy sparse = policy;
     sparse.dense_layers = 0;
     sparse.dense_below_tokens = 0;
     sparse_ = std::make_unique<DecodeStep>(backend, sparse, shape, dtype);
     dense_ = std::make_unique<DecodeStep>(backend, make_policy("dense"), shape, dtype);
-    workspace_ = Buffer(std::max(sparse_->workspace_bytes(), dense_->workspace_bytes()));
+    workspace_ = DeviceBuffer(backend.memory(),
+                              std::max(sparse_->workspace_bytes(), dense_->workspace_bytes()));
     for (std::size_t i = 0; i < q_.size(); ++i) q_[i] = 2 * noise(i);
   }
 
@@ -75,13 +79,23 @@ class Trial {
                   keys.data() + static_cast<std::int64_t>(t) * row + h * shape_.head_dim);
       }
     }
+    const auto sent = [&](const auto& values) {
+      DeviceBuffer buffer(backend_.memory(), values.size() * sizeof(values[0]));
+      backend_.memory().upload(buffer.data(), values.data(), buffer.size());
+      return buffer;
+    };
+    backend_.memory().upload(device_q_.data(), q_.data(), device_q_.size());
+    const DeviceBuffer device_keys = sent(keys);
+    const DeviceBuffer slots = sent(plan.slots);
+    const DeviceBuffer pages = sent(plan.sealed_pages);
     PagedKvView kv = view();
-    backend_.append_kv({kv, keys.data(), keys.data(), row, row, plan.slots.data(),
-                        static_cast<std::int32_t>(plan.slots.size())});
+    backend_.append_kv({kv, device_keys.as<float>(), device_keys.as<float>(), row, row,
+                        slots.as<std::int64_t>(), static_cast<std::int32_t>(plan.slots.size())});
     if (!plan.sealed_pages.empty()) {
-      backend_.seal_pages({kv, storage_.index(0), plan.sealed_pages.data(),
+      backend_.seal_pages({kv, storage_.index(0), pages.as<std::int32_t>(),
                            static_cast<std::int32_t>(plan.sealed_pages.size())});
     }
+    backend_.memory().synchronize();
   }
 
   [[nodiscard]] bool sparse_wins() {
@@ -112,13 +126,14 @@ class Trial {
   double time(DecodeStep& step) {
     DecodeStepParams params;
     const std::int64_t stride = static_cast<std::int64_t>(q_.size());
-    params.q = {q_.data(), stride, shape_.num_q_heads};
+    params.q = {device_q_.as<float>(), stride, shape_.num_q_heads};
     params.kv = view();
     params.index = storage_.index(0);
-    params.out = out_.data();
+    params.out = out_.as<float>();
     params.out_seq_stride = stride;
     const auto start = std::chrono::steady_clock::now();
     step.run(params, {workspace_.data(), workspace_.size()});
+    backend_.memory().synchronize();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
@@ -128,9 +143,10 @@ class Trial {
   PagePool pool_;
   PageTable table_;
   BatchTables tables_;
-  std::vector<float> q_, out_;
+  std::vector<float> q_;
+  DeviceBuffer device_q_, out_;
   std::unique_ptr<DecodeStep> sparse_, dense_;
-  Buffer workspace_;
+  DeviceBuffer workspace_;
 };
 
 }  // namespace

@@ -29,11 +29,24 @@ Device::Impl::Impl(const DeviceOptions& options)
     : pool(options.threads), backend(make_backend(options, pool)) {}
 
 Device::Device(const DeviceOptions& options) : impl_(std::make_shared<Impl>(options)) {}
+Device::Device(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Device::~Device() = default;
 Device::Device(const Device&) = default;
 Device& Device::operator=(const Device&) = default;
 
 std::string Device::description() const { return impl_->backend->description(); }
+std::vector<DeviceLine> list_devices() {
+  std::vector<DeviceLine> lines;
+  lines.push_back({"cpu", Device({.device = "cpu"}).description()});
+  lines.push_back({"ref", "scalar reference, slow"});
+  const std::vector<std::string> gpus = cuda_devices();
+  for (std::size_t i = 0; i < gpus.size(); ++i) lines.push_back({cat("cuda:", i), gpus[i]});
+  if (gpus.empty()) {
+    lines.push_back({"cuda", has_cuda_backend() ? "no GPU found" : "not in this build"});
+  }
+  return lines;
+}
+
 int Device::threads() const { return impl_->pool.num_threads(); }
 
 }  // namespace twilight

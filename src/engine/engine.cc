@@ -1,9 +1,11 @@
 #include "twilight/engine.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "core/check.h"
+#include "engine/attention_impl.h"
 #include "engine/crossover.h"
 #include "engine/device_impl.h"
 #include "engine/kv_cache_impl.h"
@@ -34,19 +36,32 @@ using QueryObserver = std::function<void(std::int32_t layer, const float* q)>;
 
 class DecodePort final : public AttentionPort {
  public:
-  DecodePort(Attention& attention, const QueryObserver& observer)
-      : attention_(attention), observer_(observer) {}
+  /// `q_floats` is the size of the queries, which the observer sees in host memory.
+  DecodePort(Attention& attention, const QueryObserver& observer, std::size_t q_floats)
+      : attention_(attention), observer_(observer), q_floats_(q_floats) {}
   void append(std::int32_t layer, const float* k, const float* v) override {
     attention_.append(layer, k, v);
   }
   void attend(std::int32_t layer, const float* q, float* out) override {
-    if (observer_) observer_(layer, q);
+    if (observer_) observe(layer, q);
     attention_.decode(layer, q, out);
   }
 
  private:
+  void observe(std::int32_t layer, const float* q) {
+    DeviceMemory& memory = attention_.impl().memory;
+    if (memory.is_host()) {
+      observer_(layer, q);
+      return;
+    }
+    std::vector<float> copy(q_floats_);
+    memory.download(copy.data(), q, q_floats_ * sizeof(float));
+    observer_(layer, copy.data());
+  }
+
   Attention& attention_;
   const QueryObserver& observer_;
+  std::size_t q_floats_;
 };
 
 EngineOptions settle(EngineOptions options, const ModelInfo& info) {
@@ -58,11 +73,8 @@ EngineOptions settle(EngineOptions options, const ModelInfo& info) {
   in_range("max_seqs", options.max_seqs, 65536);
   in_range("prefill_chunk", options.prefill_chunk, 65536);
   in_range("page_size", options.page_size, 256);
-  if (options.cache_tokens == 0) {
-    options.cache_tokens = std::int64_t{options.max_seqs} * options.max_context;
-  }
-  require(options.cache_tokens >= 1, "engine", "cache_tokens, got ", options.cache_tokens,
-          ", accepted 1 or more");
+  require(options.cache_tokens >= 0, "engine", "cache_tokens, got ", options.cache_tokens,
+          ", accepted 1 or more, or 0 for all that can be used");
   options.prefill_chunk = std::min(options.prefill_chunk, options.max_context);
   return options;
 }
@@ -80,6 +92,47 @@ KvCacheOptions cache_options(const EngineOptions& options, const ModelInfo& info
   return cache;
 }
 
+// What a device with memory of its own keeps free beside the cache: library scratch, the trial of
+// the crossover, recorded launches.
+constexpr std::int64_t kReservedBytes = std::int64_t{512} << 20;
+// An allocation takes whole units of this.
+constexpr std::int64_t kAllocationUnit = std::int64_t{2} << 20;
+constexpr std::int64_t kPoolsPerLayer = 6;
+
+// Settles cache_tokens: every sequence at full length, or what fits a device whose free memory is
+// known. The model's weights and activations must be in place.
+EngineOptions size_cache(EngineOptions options, const Device& device, const ModelInfo& info) {
+  if (options.cache_tokens > 0) return options;
+  options.cache_tokens = std::int64_t{options.max_seqs} * options.max_context;
+  Backend& backend = *device.impl().backend;
+  if (backend.memory().is_host()) return options;
+  const auto free = static_cast<std::int64_t>(backend.memory().free_bytes());
+  if (free == 0) return options;
+  KvStorageOptions storage;
+  storage.num_layers = info.num_layers;
+  storage.num_kv_heads = info.num_kv_heads;
+  storage.head_dim = info.head_dim;
+  storage.page_size = options.page_size;
+  storage.dtype = options.cache_dtype;
+  storage.index = index_format_of(options.policy, backend, info.head_dim);
+  const DecodeStep step(backend, options.policy,
+                        {options.max_seqs, info.num_q_heads, info.num_kv_heads, info.head_dim,
+                         options.page_size, options.max_context, 0},
+                        options.cache_dtype);
+  const std::int64_t taken = kReservedBytes + info.num_layers * kPoolsPerLayer * kAllocationUnit +
+                             static_cast<std::int64_t>(step.workspace_bytes()) +
+                             info.num_layers * static_cast<std::int64_t>(step.lists_bytes());
+  // cache_options adds a page for each sequence.
+  const std::int64_t pages = (free - taken) / storage.bytes_per_page() - options.max_seqs;
+  if (pages < 1) {
+    fail(ErrorCode::kOutOfMemory, "engine", "free memory for the cache, got ", free,
+         " bytes, accepted ", taken + (options.max_seqs + 1) * storage.bytes_per_page(),
+         " or more");
+  }
+  options.cache_tokens = std::min(options.cache_tokens, pages * options.page_size);
+  return options;
+}
+
 }  // namespace
 
 struct Engine::Impl {
@@ -87,9 +140,11 @@ struct Engine::Impl {
       : device(device_in),
         model(model_in),
         options(settle(options_in, model_in.info())),
-        cache(device, cache_options(options, model.info()), options.policy),
         transformer(*device.impl().backend, model.impl().config, model.impl().weights,
-                    std::max(options.prefill_chunk, options.max_seqs), options.full_precision) {
+                    std::max(options.prefill_chunk, options.max_seqs), options.full_precision),
+        cache(device,
+              cache_options(options = size_cache(options, device, model.info()), model.info()),
+              options.policy) {
     chunk.resize(static_cast<std::size_t>(std::max(options.prefill_chunk, options.max_seqs)));
     make_attention(options.policy);
   }
@@ -102,11 +157,33 @@ struct Engine::Impl {
                              model.info().head_dim, options.page_size, options.max_context, 0},
                             options.cache_dtype, policy);
     }
+    recordings.clear();
     cache.set_index(policy);
     attention = std::make_unique<Attention>(
         cache, policy,
         AttentionLimits{model.info().num_q_heads, options.max_seqs, options.max_context});
     attention->collect_stats(collect, audit);
+  }
+
+  // A decode step's ops, recorded the second time that the same ones are wanted.
+  void run_decode_ops(AttentionPort& port, std::int32_t num_seqs) {
+    const auto ops = [&] {
+      transformer.run_layers(port);
+      transformer.run_logits(0, num_seqs);
+    };
+    Attention::Impl& impl = attention->impl();
+    step_key.clear();
+    impl.describe(step_key);
+    if (recordings.size() > kMaxRecordings) recordings.clear();
+    Recording& recording = recordings[step_key];
+    if (recording.steps++ == 1) recording.ops = device.impl().backend->record(ops);
+    if (recording.ops == nullptr) {
+      ops();
+      return;
+    }
+    recording.ops->replay();
+    if (!impl.late_stats()) return;
+    for (std::int32_t layer = 0; layer < model.info().num_layers; ++layer) impl.note_stats(layer);
   }
 
   void add_totals(std::size_t num_seqs) {
@@ -119,14 +196,22 @@ struct Engine::Impl {
   Device device;
   Model model;
   EngineOptions options;
+  Transformer transformer;  // first: the cache may take the memory that is left
   KvCache cache;
-  Transformer transformer;
   std::unique_ptr<Attention> attention;
   std::vector<std::int32_t> chunk;  // positions of the tokens in flight
   DecodeTotals totals;
   QueryObserver query_observer;
   bool collect = true;
   bool audit = false;
+  // Launches of decode steps by what they depend on, where the backend can record them.
+  static constexpr std::size_t kMaxRecordings = 64;
+  struct Recording {
+    std::int32_t steps = 0;
+    std::unique_ptr<RecordedOps> ops;
+  };
+  std::map<std::vector<std::int32_t>, Recording> recordings;
+  std::vector<std::int32_t> step_key;
 };
 
 Engine::Engine(const Device& device, const Model& model, const EngineOptions& options)
@@ -198,11 +283,21 @@ Engine::Status Engine::decode(std::span<Sequence* const> sequences,
     im.chunk[i] = sequences[i]->num_tokens();
   }
   if (!im.attention->begin(sequences, 1)) return Status::kOutOfPages;
-  DecodePort port(*im.attention, im.query_observer);
+  const auto num_seqs = static_cast<std::int32_t>(sequences.size());
+  DecodePort port(*im.attention, im.query_observer,
+                  tokens.size() * static_cast<std::size_t>(im.model.info().num_q_heads) *
+                      static_cast<std::size_t>(im.model.info().head_dim));
+  const bool launches_alone = im.attention->impl().recordable() && !im.query_observer &&
+                              num_seqs <= Transformer::kLogitRows;
   try {
-    im.transformer.forward(tokens, {im.chunk.data(), sequences.size()}, port,
-                           /*row_invariant=*/true);
-    im.transformer.logits(0, static_cast<std::int32_t>(sequences.size()), logits);
+    im.transformer.prepare(tokens, {im.chunk.data(), sequences.size()}, /*row_invariant=*/true);
+    if (launches_alone) {
+      im.run_decode_ops(port, num_seqs);
+      im.transformer.read_logits(num_seqs, logits);
+    } else {
+      im.transformer.run_layers(port);
+      im.transformer.logits(0, num_seqs, logits);
+    }
   } catch (...) {
     im.attention->rollback();
     throw;

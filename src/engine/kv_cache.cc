@@ -1,5 +1,6 @@
 #include "twilight/kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -48,7 +49,7 @@ KvCache::KvCache(const Device& device, const KvCacheOptions& options, const Spar
   storage.page_size = options.page_size;
   storage.num_pages = options.num_pages;
   storage.dtype = options.dtype;
-  storage.index = index_format_of(policy);
+  storage.index = index_format_of(policy, *device.impl().backend, options.head_dim);
   impl_ = std::make_unique<Impl>(device, options, storage);
 }
 
@@ -66,7 +67,7 @@ std::int64_t KvCache::bytes_per_page() const { return impl_->storage.options().b
 void KvCache::set_index(const SparsePolicy& policy) {
   validate_policy(policy);
   const IndexFormat have = impl_->storage.options().index;
-  IndexFormat need = index_format_of(policy);
+  IndexFormat need = impl_->format_of(policy);
   if (covers(have, need)) return;
   if (need.summary == SummaryKind::kNone) need.summary = have.summary;
   if (need.key_bits == 0) need.key_bits = have.key_bits;
@@ -78,13 +79,20 @@ void KvCache::set_index(const SparsePolicy& policy) {
   for (std::int32_t page = 0; page < impl_->pool.num_pages(); ++page) {
     if (impl_->pool.ref_count(page) > 0) used.push_back(page);
   }
+  if (used.empty()) return;
+  DeviceMemory& memory = impl_->backend().memory();
+  DeviceBuffer pages;
+  if (!memory.is_host()) {
+    pages = DeviceBuffer(memory, used.size() * sizeof(std::int32_t));
+    memory.upload(pages.data(), used.data(), pages.size());
+  }
   for (std::int32_t layer = 0; layer < impl_->options.num_layers; ++layer) {
     SealPagesParams seal;
     seal.kv = impl_->storage.view(layer);
     seal.index = impl_->storage.index(layer);
-    seal.pages = used.data();
+    seal.pages = memory.is_host() ? used.data() : pages.as<std::int32_t>();
     seal.num_pages = static_cast<std::int32_t>(used.size());
-    if (seal.num_pages > 0) impl_->backend().seal_pages(seal);
+    impl_->backend().seal_pages(seal);
   }
 }
 
@@ -95,17 +103,31 @@ void KvCache::read(const Sequence& sequence, std::int32_t layer, float* k, float
   const PagedKvView view = impl_->storage.view(layer);
   const PageTable& table = sequence.impl().table;
   const std::int64_t head_dim = options.head_dim;
-  for (std::int32_t token = 0; token < table.num_tokens(); ++token) {
-    const std::int64_t page = table.pages()[static_cast<std::size_t>(token / options.page_size)];
-    const std::int64_t slot = token % options.page_size;
-    const int bytes = dtype_bytes(options.dtype);
-    for (std::int64_t head = 0; head < options.num_kv_heads; ++head) {
-      const std::int64_t at = (token * std::int64_t{options.num_kv_heads} + head) * head_dim;
-      widen(view.k_rows(page, head) + slot * view.k.token_stride * bytes, options.dtype,
-            options.head_dim, k + at);
-      widen(view.v_rows(page, head) + slot * view.v.token_stride * bytes, options.dtype,
-            options.head_dim, v + at);
+  DeviceMemory& memory = impl_->backend().memory();
+  const int bytes = dtype_bytes(options.dtype);
+  const auto page_bytes = static_cast<std::size_t>(head_dim * options.page_size * bytes);
+  std::vector<std::byte> copy(memory.is_host() ? 0 : page_bytes);
+  // Rows of a page and head follow each other.
+  const auto read_rows = [&](const std::byte* rows, std::int64_t first, std::int64_t head,
+                             float* out) {
+    const std::int64_t count =
+        std::min<std::int64_t>(options.page_size, table.num_tokens() - first);
+    if (!memory.is_host()) {
+      memory.download(copy.data(), rows, static_cast<std::size_t>(count * head_dim * bytes));
+      rows = copy.data();
     }
+    for (std::int64_t slot = 0; slot < count; ++slot) {
+      widen(rows + slot * head_dim * bytes, options.dtype, options.head_dim,
+            out + ((first + slot) * options.num_kv_heads + head) * head_dim);
+    }
+  };
+  std::int64_t first = 0;
+  for (const std::int32_t page : table.pages()) {
+    for (std::int64_t head = 0; head < options.num_kv_heads; ++head) {
+      read_rows(view.k_rows(page, head), first, head, k);
+      read_rows(view.v_rows(page, head), first, head, v);
+    }
+    first += options.page_size;
   }
 }
 

@@ -6,6 +6,7 @@
 #include "engine/device_impl.h"
 #include "kvcache/kv_storage.h"
 #include "kvcache/page_table.h"
+#include "sparse/decode_step.h"
 #include "twilight/kv_cache.h"
 
 namespace twilight {
@@ -17,9 +18,16 @@ struct Sequence::Impl {
 struct KvCache::Impl {
   Impl(const Device& device_in, const KvCacheOptions& options_in,
        const KvStorageOptions& storage_in)
-      : device(device_in), options(options_in), storage(storage_in), pool(storage_in.num_pages) {}
+      : device(device_in),
+        options(options_in),
+        storage(storage_in, device.impl().backend->memory()),
+        pool(storage_in.num_pages) {}
 
-  Backend& backend() { return *device.impl().backend; }
+  [[nodiscard]] Backend& backend() const { return *device.impl().backend; }
+  /// The index planes a policy reads, as the backend orders them.
+  [[nodiscard]] IndexFormat format_of(const SparsePolicy& policy) const {
+    return index_format_of(policy, backend(), options.head_dim);
+  }
 
   Device device;
   KvCacheOptions options;

@@ -40,7 +40,8 @@ std::int64_t KvStorageOptions::bytes_per_page() const {
                                                    value_stride(*this) + params_stride(*this)));
 }
 
-KvStorage::KvStorage(const KvStorageOptions& options) : options_(options) {
+KvStorage::KvStorage(const KvStorageOptions& options, DeviceMemory& memory)
+    : options_(options), memory_(&memory) {
   const auto positive = [](const char* name, std::int32_t value, std::int32_t max) {
     require(value >= 1 && value <= max, "kv_cache", name, ", got ", value, ", accepted 1 to ", max);
   };
@@ -55,18 +56,23 @@ KvStorage::KvStorage(const KvStorageOptions& options) : options_(options) {
   layers_.resize(static_cast<std::size_t>(options.num_layers));
   const auto bytes = static_cast<std::size_t>(plane_bytes(options) * options.num_pages);
   for (Layer& layer : layers_) {
-    layer.k = Buffer(bytes);
-    layer.v = Buffer(bytes);
+    layer.k = DeviceBuffer(memory, bytes);
+    layer.v = DeviceBuffer(memory, bytes);
   }
   make_index_planes();
 }
 
 void KvStorage::make_index_planes() {
   const auto pool = [&](std::int64_t record_bytes) {
-    return Buffer(
-        static_cast<std::size_t>(record_bytes * options_.num_kv_heads * options_.num_pages));
+    return DeviceBuffer(*memory_, static_cast<std::size_t>(record_bytes * options_.num_kv_heads *
+                                                           options_.num_pages));
   };
   for (Layer& layer : layers_) {
+    // Free first: old and new planes need not fit together.
+    layer.summaries = {};
+    layer.estimates = {};
+    layer.value_means = {};
+    layer.params = {};
     layer.summaries = pool(summary_stride(options_));
     layer.estimates = pool(estimate_stride(options_));
     layer.value_means = pool(value_stride(options_));
@@ -81,7 +87,7 @@ void KvStorage::set_index_format(const IndexFormat& format) {
 
 PagedKvView KvStorage::view(std::int32_t layer) const {
   TWILIGHT_DCHECK(layer >= 0 && layer < options_.num_layers);
-  Layer& pools = layers_[static_cast<std::size_t>(layer)];
+  const Layer& pools = layers_[static_cast<std::size_t>(layer)];
   const std::int64_t row = options_.head_dim;
   const std::int64_t page = row * options_.page_size;
   const std::int64_t head = page * options_.num_pages;
@@ -97,7 +103,7 @@ PagedKvView KvStorage::view(std::int32_t layer) const {
 
 KeyIndexView KvStorage::index(std::int32_t layer) const {
   TWILIGHT_DCHECK(layer >= 0 && layer < options_.num_layers);
-  Layer& pools = layers_[static_cast<std::size_t>(layer)];
+  const Layer& pools = layers_[static_cast<std::size_t>(layer)];
   KeyIndexView view;
   view.format = options_.index;
   view.summaries = pools.summaries.data();
@@ -115,10 +121,14 @@ KeyIndexView KvStorage::index(std::int32_t layer) const {
   return view;
 }
 
-BatchTables::BatchTables(std::int32_t max_seqs, std::int32_t max_pages_per_seq)
-    : max_pages_(max_pages_per_seq) {
+BatchTables::BatchTables(std::int32_t max_seqs, std::int32_t max_pages_per_seq,
+                         DeviceMemory& memory)
+    : memory_(&memory), max_pages_(max_pages_per_seq) {
   block_table_.resize(static_cast<std::size_t>(max_seqs) * static_cast<std::size_t>(max_pages_));
   seq_lens_.resize(static_cast<std::size_t>(max_seqs));
+  if (memory.is_host()) return;
+  device_table_ = DeviceBuffer(memory, block_table_.size() * sizeof(std::int32_t));
+  device_lens_ = DeviceBuffer(memory, seq_lens_.size() * sizeof(std::int32_t));
 }
 
 void BatchTables::set(std::span<const PageTable* const> sequences) {
@@ -130,17 +140,32 @@ void BatchTables::set(std::span<const PageTable* const> sequences) {
     require(pages.size() <= static_cast<std::size_t>(max_pages_), "batch", "sequence length, got ",
             sequences[seq]->num_tokens(), " tokens, accepted up to ",
             std::int64_t{max_pages_} * sequences[seq]->page_size());
-    std::copy(pages.begin(), pages.end(),
-              block_table_.begin() + static_cast<std::ptrdiff_t>(seq) * max_pages_);
     seq_lens_[seq] = sequences[seq]->num_tokens();
+    const std::size_t row = seq * static_cast<std::size_t>(max_pages_);
+    const auto known = block_table_.begin() + static_cast<std::ptrdiff_t>(row);
+    const auto [page, old] = std::mismatch(pages.begin(), pages.end(), known);
+    std::copy(page, pages.end(), old);
+    if (memory_->is_host() || page == pages.end()) continue;
+    const auto first = static_cast<std::size_t>(page - pages.begin());
+    memory_->upload(device_table_.as<std::int32_t>() + row + first, &*page,
+                    (pages.size() - first) * sizeof(std::int32_t));
+  }
+  if (!memory_->is_host()) {
+    memory_->upload(device_lens_.data(), seq_lens_.data(), sequences.size() * sizeof(std::int32_t));
   }
 }
 
 void BatchTables::apply(PagedKvView& view) const {
   view.num_seqs = num_seqs_;
-  view.block_table = block_table_.data();
   view.block_table_stride = max_pages_;
-  view.seq_lens = seq_lens_.data();
+  if (memory_->is_host()) {
+    view.block_table = block_table_.data();
+    view.seq_lens = seq_lens_.data();
+    return;
+  }
+  view.block_table = device_table_.as<std::int32_t>();
+  view.seq_lens = device_lens_.as<std::int32_t>();
+  view.host_seq_lens = seq_lens_.data();
 }
 
 }  // namespace twilight

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "core/buffer.h"
+#include "core/device_memory.h"
 #include "kvcache/page_table.h"
 #include "kvcache/paged_kv_view.h"
 #include "quant/index_format.h"
@@ -25,13 +25,13 @@ struct KvStorageOptions {
   [[nodiscard]] std::int64_t bytes_per_page() const;
 };
 
-/// Host memory of a paged cache: per layer one pool of K, of V and of each index plane, laid out
-/// [KV head][page][slot][D] (K, V) and [KV head][page][record], so that one head's pages, in the
-/// order they were allocated, are one stream. Memory is reserved at once and
+/// Memory of a paged cache, on the host or a device: per layer one pool of K, of V and of each
+/// index plane, laid out [KV head][page][slot][D] (K, V) and [KV head][page][record], so that one
+/// head's pages, in the order they were allocated, are one stream. Memory is reserved at once and
 /// touched as pages are first written. Owns memory, launches nothing.
 class KvStorage {
  public:
-  explicit KvStorage(const KvStorageOptions& options);
+  explicit KvStorage(const KvStorageOptions& options, DeviceMemory& memory = host_memory());
 
   [[nodiscard]] const KvStorageOptions& options() const { return options_; }
   /// The pools of a layer, with no sequences in it yet: set block_table, seq_lens and num_seqs.
@@ -44,25 +44,31 @@ class KvStorage {
   void make_index_planes();
 
   struct Layer {
-    Buffer k, v, summaries, estimates, value_means, params;
+    DeviceBuffer k, v, summaries, estimates, value_means, params;
   };
   KvStorageOptions options_;
-  mutable std::vector<Layer> layers_;  // views hand out mutable bytes of const storage
+  DeviceMemory* memory_;
+  std::vector<Layer> layers_;
 };
 
-/// The block table and lengths of the sequences of one batch, as kernels read them. Allocates
-/// nothing while B and pages stay below the capacity given.
+/// The block table and lengths of the sequences of one batch, as kernels read them: in host memory
+/// and, where that is another, in the device's. Allocates nothing after construction.
 class BatchTables {
  public:
-  BatchTables(std::int32_t max_seqs, std::int32_t max_pages_per_seq);
+  BatchTables(std::int32_t max_seqs, std::int32_t max_pages_per_seq,
+              DeviceMemory& memory = host_memory());
 
-  /// Takes over the present pages and lengths of the sequences, in order.
+  /// Takes over the present pages and lengths of the sequences, in order; to a device goes what
+  /// differs from the last call.
   void set(std::span<const PageTable* const> sequences);
   /// Points `view` at these tables.
   void apply(PagedKvView& view) const;
 
  private:
+  DeviceMemory* memory_;
   std::int32_t max_pages_;
+  DeviceBuffer device_table_;  // both empty on the host
+  DeviceBuffer device_lens_;
   std::vector<std::int32_t> block_table_;
   std::vector<std::int32_t> seq_lens_;
   std::int32_t num_seqs_ = 0;

@@ -1,5 +1,6 @@
 #include "model/transformer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -37,6 +38,7 @@ AttentionPort::~AttentionPort() = default;
 Transformer::Transformer(Backend& backend, const ModelConfig& config, const ModelWeights& weights,
                          std::int32_t max_tokens, bool full_precision)
     : backend_(backend),
+      memory_(backend.memory()),
       config_(config),
       weights_(weights),
       max_tokens_(max_tokens),
@@ -46,16 +48,24 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Mode
     inverse_frequencies_.push_back(static_cast<double>(frequency));
   }
   for (const LayerWeights& layer : weights.layers) {
-    small_.push_back({to_f32(layer.input_norm), to_f32(layer.post_norm), to_f32(layer.q_norm),
-                      to_f32(layer.k_norm), to_f32(layer.q_bias), to_f32(layer.k_bias),
-                      to_f32(layer.v_bias), to_f32(layer.o_bias), to_f32(layer.gate_bias),
-                      to_f32(layer.up_bias), to_f32(layer.down_bias)});
+    layers_.push_back({matrix(layer.q_proj), matrix(layer.k_proj), matrix(layer.v_proj),
+                       matrix(layer.o_proj), matrix(layer.gate_proj), matrix(layer.up_proj),
+                       matrix(layer.down_proj), vector(layer.input_norm), vector(layer.post_norm),
+                       vector(layer.q_norm), vector(layer.k_norm), vector(layer.q_bias),
+                       vector(layer.k_bias), vector(layer.v_bias), vector(layer.o_bias),
+                       vector(layer.gate_bias), vector(layer.up_bias), vector(layer.down_bias)});
   }
-  final_norm_ = to_f32(weights.final_norm);
+  final_norm_ = vector(weights.final_norm);
+  lm_head_ = matrix(weights.lm_head);
 
+  const std::int64_t rows = max_tokens_;
+  const auto carve_inputs = [&](Arena& arena, float*& hidden, float*& cos, float*& sin) {
+    hidden = arena.take<float>("hidden", rows * config_.hidden_size);
+    cos = arena.take<float>("cos", rows * (config_.head_dim / 2));
+    sin = arena.take<float>("sin", rows * (config_.head_dim / 2));
+  };
   const auto carve = [&](Arena& arena) {
-    const std::int64_t rows = max_tokens_;
-    hidden_ = arena.take<float>("hidden", rows * config_.hidden_size);
+    carve_inputs(arena, hidden_, cos_, sin_);
     normed_ = arena.take<float>("normed", rows * config_.hidden_size);
     q_ = arena.take<float>("q", rows * config_.q_size());
     k_ = arena.take<float>("k", rows * config_.kv_size());
@@ -63,14 +73,45 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Mode
     mixed_ = arena.take<float>("mixed", rows * config_.q_size());
     gate_ = arena.take<float>("gate", rows * config_.intermediate_size);
     up_ = arena.take<float>("up", rows * config_.intermediate_size);
-    cos_ = arena.take<float>("cos", rows * (config_.head_dim / 2));
-    sin_ = arena.take<float>("sin", rows * (config_.head_dim / 2));
+    if (!memory_.is_host()) {
+      logits_ = arena.take<float>("logits",
+                                  std::min<std::int64_t>(rows, kLogitRows) * config_.vocab_size);
+    }
   };
   Arena counter;
   carve(counter);
-  memory_ = Buffer(counter.used_bytes());
-  Arena arena(memory_.data(), memory_.size());
+  activations_ = DeviceBuffer(memory_, counter.used_bytes());
+  Arena arena(activations_.data(), activations_.size());
   carve(arena);
+  input_hidden_ = hidden_;
+  input_cos_ = cos_;
+  input_sin_ = sin_;
+  if (memory_.is_host()) return;
+  Arena sizes;
+  carve_inputs(sizes, input_hidden_, input_cos_, input_sin_);
+  staging_ = Buffer(sizes.used_bytes());
+  Arena inputs(staging_.data(), staging_.size());
+  carve_inputs(inputs, input_hidden_, input_cos_, input_sin_);
+}
+
+Transformer::Matrix Transformer::matrix(const TensorView& tensor) {
+  Matrix out;
+  out.view = {tensor.data, tensor.dtype, tensor.shape[0], tensor.shape[1]};
+  if (memory_.is_host()) return out;
+  out.copy = DeviceBuffer(memory_, static_cast<std::size_t>(tensor.bytes));
+  memory_.upload(out.copy.data(), tensor.data, out.copy.size());
+  out.view.data = out.copy.data();
+  return out;
+}
+
+Transformer::Vector Transformer::vector(const TensorView& tensor) {
+  Vector out;
+  out.host = to_f32(tensor);
+  if (memory_.is_host() || out.host.empty()) return out;
+  out.copy = DeviceBuffer(memory_, out.host.size() * sizeof(float));
+  memory_.upload(out.copy.data(), out.host.data(), out.copy.size());
+  out.host.clear();
+  return out;
 }
 
 void Transformer::check_tokens(std::span<const std::int32_t> tokens) const {
@@ -83,7 +124,7 @@ void Transformer::check_tokens(std::span<const std::int32_t> tokens) const {
 void Transformer::embed(std::span<const std::int32_t> tokens) {
   const std::int64_t hidden = config_.hidden_size;
   for (std::size_t row = 0; row < tokens.size(); ++row) {
-    float* out = hidden_ + static_cast<std::int64_t>(row) * hidden;
+    float* out = input_hidden_ + static_cast<std::int64_t>(row) * hidden;
     for (std::int64_t i = 0; i < hidden; ++i) {
       out[i] = element(weights_.embed, tokens[row] * hidden + i);
     }
@@ -95,45 +136,62 @@ void Transformer::set_rotation(std::span<const std::int32_t> positions) {
   for (std::size_t row = 0; row < positions.size(); ++row) {
     for (std::size_t i = 0; i < half; ++i) {
       const double angle = positions[row] * inverse_frequencies_[i];
-      cos_[row * half + i] = static_cast<float>(std::cos(angle));
-      sin_[row * half + i] = static_cast<float>(std::sin(angle));
+      input_cos_[row * half + i] = static_cast<float>(std::cos(angle));
+      input_sin_[row * half + i] = static_cast<float>(std::sin(angle));
     }
   }
 }
 
-void Transformer::linear(const float* x, const TensorView& weight, const std::vector<float>& bias,
-                         float* y, std::int32_t num_rows, bool accumulate) {
+void Transformer::linear(const float* x, const Matrix& weight, const Vector& bias, float* y,
+                         std::int32_t num_rows, bool accumulate) {
   LinearParams params;
   params.x = x;
-  params.x_stride = weight.shape[1];
+  params.x_stride = weight.view.cols;
   params.num_rows = num_rows;
-  params.weight = {weight.data, weight.dtype, weight.shape[0], weight.shape[1]};
-  params.bias = bias.empty() ? nullptr : bias.data();
+  params.weight = weight.view;
+  params.bias = bias.data();
   params.y = y;
-  params.y_stride = weight.shape[0];
+  params.y_stride = weight.view.rows;
   params.accumulate = accumulate;
   params.row_invariant = row_invariant_;
   params.full_precision = full_precision_;
   backend_.linear(params);
 }
 
-void Transformer::forward(std::span<const std::int32_t> tokens,
-                          std::span<const std::int32_t> positions, AttentionPort& attention,
-                          bool row_invariant) {
+void Transformer::prepare(std::span<const std::int32_t> tokens,
+                          std::span<const std::int32_t> positions, bool row_invariant) {
   require(tokens.size() == positions.size() && !tokens.empty() &&
               tokens.size() <= static_cast<std::size_t>(max_tokens_),
           "forward", "number of tokens, got ", tokens.size(), ", accepted 1 to ", max_tokens_);
   check_tokens(tokens);
-  const auto rows = static_cast<std::int32_t>(tokens.size());
   row_invariant_ = row_invariant;
+  num_rows_ = static_cast<std::int32_t>(tokens.size());
   embed(tokens);
   set_rotation(positions);
-  const auto norm = [&](const std::vector<float>& weight) {
+  if (memory_.is_host()) return;
+  const auto send = [&](float* to, const float* from, std::size_t row) {
+    memory_.upload(to, from, tokens.size() * row * sizeof(float));
+  };
+  send(hidden_, input_hidden_, static_cast<std::size_t>(config_.hidden_size));
+  send(cos_, input_cos_, inverse_frequencies_.size());
+  send(sin_, input_sin_, inverse_frequencies_.size());
+}
+
+void Transformer::forward(std::span<const std::int32_t> tokens,
+                          std::span<const std::int32_t> positions, AttentionPort& attention,
+                          bool row_invariant) {
+  prepare(tokens, positions, row_invariant);
+  run_layers(attention);
+}
+
+void Transformer::run_layers(AttentionPort& attention) {
+  const std::int32_t rows = num_rows_;
+  const auto norm = [&](const Vector& weight) {
     backend_.rms_norm({hidden_, weight.data(), normed_, rows, config_.hidden_size,
                        static_cast<float>(config_.rms_norm_eps)});
   };
-  const auto norm_heads = [&](float* x, const std::vector<float>& weight, int heads) {
-    if (weight.empty()) return;
+  const auto norm_heads = [&](float* x, const Vector& weight, int heads) {
+    if (weight.data() == nullptr) return;
     backend_.rms_norm({x, weight.data(), x, rows * heads, config_.head_dim,
                        static_cast<float>(config_.rms_norm_eps)});
   };
@@ -142,26 +200,43 @@ void Transformer::forward(std::span<const std::int32_t> tokens,
         {x, std::int64_t{heads} * config_.head_dim, rows, heads, config_.head_dim, cos_, sin_});
   };
   for (std::int32_t i = 0; i < config_.num_layers; ++i) {
-    const LayerWeights& layer = weights_.layers[static_cast<std::size_t>(i)];
-    const SmallWeights& small = small_[static_cast<std::size_t>(i)];
-    norm(small.input_norm);
-    linear(normed_, layer.q_proj, small.q_bias, q_, rows);
-    linear(normed_, layer.k_proj, small.k_bias, k_, rows);
-    linear(normed_, layer.v_proj, small.v_bias, v_, rows);
-    norm_heads(q_, small.q_norm, config_.num_heads);
-    norm_heads(k_, small.k_norm, config_.num_kv_heads);
+    const Layer& layer = layers_[static_cast<std::size_t>(i)];
+    norm(layer.input_norm);
+    linear(normed_, layer.q_proj, layer.q_bias, q_, rows);
+    linear(normed_, layer.k_proj, layer.k_bias, k_, rows);
+    linear(normed_, layer.v_proj, layer.v_bias, v_, rows);
+    norm_heads(q_, layer.q_norm, config_.num_heads);
+    norm_heads(k_, layer.k_norm, config_.num_kv_heads);
     rotate(q_, config_.num_heads);
     rotate(k_, config_.num_kv_heads);
     attention.append(i, k_, v_);
     attention.attend(i, q_, mixed_);
-    linear(mixed_, layer.o_proj, small.o_bias, hidden_, rows, /*accumulate=*/true);
-    norm(small.post_norm);
-    linear(normed_, layer.gate_proj, small.gate_bias, gate_, rows);
-    linear(normed_, layer.up_proj, small.up_bias, up_, rows);
+    linear(mixed_, layer.o_proj, layer.o_bias, hidden_, rows, /*accumulate=*/true);
+    norm(layer.post_norm);
+    linear(normed_, layer.gate_proj, layer.gate_bias, gate_, rows);
+    linear(normed_, layer.up_proj, layer.up_bias, up_, rows);
     backend_.silu_mul({gate_, up_, gate_, std::int64_t{rows} * config_.intermediate_size});
-    linear(gate_, layer.down_proj, small.down_bias, hidden_, rows, /*accumulate=*/true);
+    linear(gate_, layer.down_proj, layer.down_bias, hidden_, rows, /*accumulate=*/true);
   }
-  num_rows_ = rows;
+}
+
+void Transformer::run_logits(std::int32_t first_row, std::int32_t num_rows) {
+  TWILIGHT_DCHECK(logits_ != nullptr && num_rows <= kLogitRows);
+  write_logits(first_row, num_rows, logits_);
+}
+
+void Transformer::write_logits(std::int32_t first_row, std::int32_t num_rows, float* out) {
+  const std::int64_t hidden = config_.hidden_size;
+  backend_.rms_norm({hidden_ + first_row * hidden, final_norm_.data(), normed_, num_rows, hidden,
+                     static_cast<float>(config_.rms_norm_eps)});
+  linear(normed_, lm_head_, {}, out, num_rows);
+}
+
+void Transformer::read_logits(std::int32_t num_rows, std::span<float> out) {
+  TWILIGHT_DCHECK(out.size() ==
+                  static_cast<std::size_t>(std::int64_t{num_rows} * config_.vocab_size));
+  static_cast<void>(num_rows);
+  memory_.download(out.data(), logits_, out.size_bytes());
 }
 
 void Transformer::logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out) {
@@ -172,10 +247,17 @@ void Transformer::logits(std::int32_t first_row, std::int32_t num_rows, std::spa
           "logits", "output size, got ", out.size(), ", accepted ",
           std::int64_t{num_rows} * config_.vocab_size);
   if (num_rows == 0) return;
-  const std::int64_t hidden = config_.hidden_size;
-  backend_.rms_norm({hidden_ + first_row * hidden, final_norm_.data(), normed_, num_rows, hidden,
-                     static_cast<float>(config_.rms_norm_eps)});
-  linear(normed_, weights_.lm_head, {}, out.data(), num_rows);
+  if (memory_.is_host()) {
+    write_logits(first_row, num_rows, out.data());
+    return;
+  }
+  const std::int64_t vocab = config_.vocab_size;
+  for (std::int32_t row = 0; row < num_rows; row += kLogitRows) {
+    const std::int32_t count = std::min(kLogitRows, num_rows - row);
+    run_logits(first_row + row, count);
+    read_logits(count, out.subspan(static_cast<std::size_t>(row * vocab),
+                                   static_cast<std::size_t>(count * vocab)));
+  }
 }
 
 }  // namespace twilight

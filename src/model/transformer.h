@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "core/device_memory.h"
 #include "model/config.h"
 #include "model/weights.h"
 #include "ops/backend.h"
@@ -18,15 +19,17 @@ class AttentionPort {
  public:
   virtual ~AttentionPort();
 
-  /// Takes the rotated keys and the values of the new tokens in, [T, Hkv, D] with rows packed.
+  /// Takes the rotated keys and the values of the new tokens in, [T, Hkv, D] with rows packed, in
+  /// the backend's memory as all buffers are.
   virtual void append(std::int32_t layer, const float* k, const float* v) = 0;
   /// Writes [T, Hq, D] for queries [T, Hq, D], rows packed.
   virtual void attend(std::int32_t layer, const float* q, float* out) = 0;
 };
 
 /// The Llama-family forward pass over const weights: everything but attention itself. Owns the
-/// activations of up to `max_tokens` tokens and allocates nothing after construction. Not
-/// thread-safe; several may share the weights.
+/// activations of up to `max_tokens` tokens and, where the backend's memory is not the host's, a
+/// copy of the weights there (the embedding table stays: rows are looked up on the host). Allocates
+/// nothing after construction. Not thread-safe; several may share the weights.
 class Transformer {
  public:
   /// `config` and `weights` must outlive it. `full_precision` asks the backend for f32 products.
@@ -45,16 +48,44 @@ class Transformer {
   void forward(std::span<const std::int32_t> tokens, std::span<const std::int32_t> positions,
                AttentionPort& attention, bool row_invariant);
 
-  /// Logits [rows, vocab] of rows `first_row` .. of the last forward pass.
+  /// The same in two: `prepare` takes the tokens in, `run_layers` only calls ops, so that a backend
+  /// can record them.
+  void prepare(std::span<const std::int32_t> tokens, std::span<const std::int32_t> positions,
+               bool row_invariant);
+  void run_layers(AttentionPort& attention);
+  /// Ops alone that leave the logits [rows, vocab] of up to kLogitRows rows in the backend's
+  /// memory, from where `read_logits` takes them. Only where that is not the host's.
+  void run_logits(std::int32_t first_row, std::int32_t num_rows);
+  void read_logits(std::int32_t num_rows, std::span<float> out);
+  static constexpr std::int32_t kLogitRows = 64;
+
+  /// Logits [rows, vocab] of rows `first_row` .. of the last forward pass, to host memory.
   void logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out);
 
  private:
-  void linear(const float* x, const TensorView& weight, const std::vector<float>& bias, float* y,
+  /// A tensor in the backend's memory.
+  struct Matrix {
+    WeightView view;
+    DeviceBuffer copy;  // empty on the host
+  };
+  /// Norm weights or a bias in f32 in the backend's memory; null where the model has none.
+  struct Vector {
+    std::vector<float> host;
+    DeviceBuffer copy;
+    [[nodiscard]] const float* data() const {
+      return copy.size() > 0 ? copy.as<float>() : host.empty() ? nullptr : host.data();
+    }
+  };
+  [[nodiscard]] Matrix matrix(const TensorView& tensor);
+  [[nodiscard]] Vector vector(const TensorView& tensor);
+  void linear(const float* x, const Matrix& weight, const Vector& bias, float* y,
               std::int32_t num_rows, bool accumulate = false);
+  void write_logits(std::int32_t first_row, std::int32_t num_rows, float* out);
   void embed(std::span<const std::int32_t> tokens);
   void set_rotation(std::span<const std::int32_t> positions);
 
   Backend& backend_;
+  DeviceMemory& memory_;
   const ModelConfig& config_;
   const ModelWeights& weights_;
   std::int32_t max_tokens_;
@@ -63,15 +94,21 @@ class Transformer {
   std::int32_t num_rows_ = 0;
   std::vector<double> inverse_frequencies_;  // [D / 2]
 
-  // Norm weights and biases in f32; a few kilobytes a layer.
-  struct SmallWeights {
-    std::vector<float> input_norm, post_norm, q_norm, k_norm;
-    std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+  struct Layer {
+    Matrix q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+    Vector input_norm, post_norm, q_norm, k_norm;
+    Vector q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
   };
-  std::vector<SmallWeights> small_;
-  std::vector<float> final_norm_;
+  std::vector<Layer> layers_;
+  Vector final_norm_;
+  Matrix lm_head_;
 
-  Buffer memory_;
+  DeviceBuffer activations_;
+  Buffer staging_;                 // inputs on their way to a device; empty on the host
+  float* logits_ = nullptr;        // [kLogitRows, vocab]; null on the host
+  float* input_hidden_ = nullptr;  // hidden_, cos_ and sin_ themselves on the host, else staged
+  float* input_cos_ = nullptr;
+  float* input_sin_ = nullptr;
   float* hidden_ = nullptr;  // [T, hidden]
   float* normed_ = nullptr;  // [T, hidden]
   float* q_ = nullptr;       // [T, Hq * D]

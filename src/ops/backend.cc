@@ -6,6 +6,15 @@
 namespace twilight {
 
 Backend::~Backend() = default;
+RecordedOps::~RecordedOps() = default;
+
+std::unique_ptr<RecordedOps> Backend::record(const std::function<void()>& /*ops*/) {
+  return nullptr;
+}
+
+void Backend::read_through(const std::byte* /*data*/, std::size_t /*bytes*/) {
+  fail(ErrorCode::kUnsupported, "backend", name(), " has no memory of its own to read");
+}
 
 void Backend::append_kv(const AppendKvParams& params) {
   validate(params);

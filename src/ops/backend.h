@@ -1,10 +1,12 @@
 #ifndef TWILIGHT_OPS_BACKEND_H_
 #define TWILIGHT_OPS_BACKEND_H_
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
-#include "ops/device_memory.h"
+#include "core/device_memory.h"
 #include "ops/params.h"
 
 namespace twilight {
@@ -36,6 +38,13 @@ struct SparseStepParams {
   AttendSparseParams attend;
 };
 
+/// Calls of ops, to be made again with what is then in memory. Must not outlive its backend.
+class RecordedOps {
+ public:
+  virtual ~RecordedOps();
+  virtual void replay() = 0;
+};
+
 /// The seam between what is decided (sparse, model, engine) and how it is computed. One coarse
 /// virtual call per op and layer. The public functions check their parameters once, the same for
 /// every backend, and throw Error(kInvalidArgument); the do_ functions trust them. An op allocates
@@ -54,11 +63,19 @@ class Backend {
                                          const IndexFormat& format) const = 0;
   /// Order of the index codes that this backend's kernels read.
   [[nodiscard]] virtual IndexLayout index_layout() const { return IndexLayout::kTokenLanes; }
-  /// What the ops' pointers point at (except fields documented as host memory): ordinary host memory
-  /// unless the backend has its own.
+  /// What the ops' pointers point at (except fields documented as host memory): ordinary host
+  /// memory unless the backend has its own.
   [[nodiscard]] virtual DeviceMemory& memory() { return host_memory(); }
   /// Scratch one decode op may need, the largest over the ops.
   [[nodiscard]] virtual std::size_t workspace_bytes(const StepCaps& caps) const = 0;
+
+  /// Records the ops that `ops` calls instead of running them, host memory of their parameters as
+  /// it is now; null, with `ops` not called, where the backend has no faster way to repeat them.
+  /// Every op must have run once with these shapes, and `ops` must not touch memory().
+  [[nodiscard]] virtual std::unique_ptr<RecordedOps> record(const std::function<void()>& ops);
+  /// Reads that many bytes of memory() once, as fast as it goes; throws Error(kUnsupported) where
+  /// that is host memory.
+  virtual void read_through(const std::byte* data, std::size_t bytes);
 
   void append_kv(const AppendKvParams& params);
   void seal_pages(const SealPagesParams& params);
@@ -115,6 +132,12 @@ class Backend {
 
 /// CUDA backend; throws Error(kUnsupported) where the build has none.
 [[nodiscard]] std::unique_ptr<Backend> make_cuda_backend(int device);
+
+/// A line for each GPU that make_cuda_backend takes, by number: "NVIDIA H100 (sm_90, 79 GiB)".
+/// Empty without any, or in a build without CUDA.
+[[nodiscard]] std::vector<std::string> cuda_devices();
+/// Whether this build has the CUDA backend.
+[[nodiscard]] bool has_cuda_backend();
 
 }  // namespace twilight
 

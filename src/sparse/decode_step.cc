@@ -44,6 +44,14 @@ IndexFormat index_format_of(const SparsePolicy& policy) {
   return format;
 }
 
+IndexFormat index_format_of(const SparsePolicy& policy, const Backend& backend,
+                            std::int32_t head_dim) {
+  IndexFormat format = index_format_of(policy);
+  IndexFormat ordered = format;
+  ordered.layout = backend.index_layout();
+  return head_dim % head_dim_unit(ordered) == 0 ? ordered : format;
+}
+
 // Slices of the workspace, what statistics read first. All but `ops` hold what one op hands to the
 // next.
 struct DecodeStep::Scratch {
@@ -68,8 +76,10 @@ struct DecodeStep::Scratch {
   std::size_t used_bytes;
 };
 
-DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
+DecodeStep::Scratch DecodeStep::carve(std::byte* lists, void* base, std::size_t bytes) const {
   Arena arena = base == nullptr ? Arena() : Arena(base, bytes);
+  Arena apart = lists == nullptr ? Arena() : Arena(lists, lists_bytes_);
+  Arena& first = lists == nullptr ? arena : apart;
   Scratch s{};
   const std::int64_t seqs = caps_.max_seqs;
   const std::int64_t kv_units = seqs * caps_.num_kv_heads;
@@ -81,20 +91,20 @@ DecodeStep::Scratch DecodeStep::carve(void* base, std::size_t bytes) const {
         policy_.prune && backend_.has_fused_select_and_prune() &&
         (selector_->mode() != SelectMode::kByScore || selector_->scores_in_backend());
     const bool tail = policy_.prune && policy_.tail;
-    s.page_counts = arena.take<std::int32_t>("candidate counts", kv_units);
-    s.kept_counts = arena.take<std::int32_t>("kept counts", kv_units);
-    s.head_counts = arena.take<std::int32_t>("head counts", q_units);
-    s.head_mass = arena.take<float>("head mass", q_units);
-    s.counts_bytes = arena.used_bytes();
+    s.page_counts = first.take<std::int32_t>("candidate counts", kv_units);
+    s.kept_counts = first.take<std::int32_t>("kept counts", kv_units);
+    s.head_counts = first.take<std::int32_t>("head counts", q_units);
+    s.head_mass = first.take<float>("head mass", q_units);
+    s.counts_bytes = first.used_bytes();
     if (tail) {
-      s.tail_shift = arena.take<float>("tail shift", q_units);
-      s.tail_mass = arena.take<float>("tail mass", q_units * caps_.max_candidate_pages);
+      s.tail_shift = first.take<float>("tail shift", q_units);
+      s.tail_mass = first.take<float>("tail mass", q_units * caps_.max_candidate_pages);
     }
-    s.pages = arena.take<std::int32_t>("candidate pages", kv_units * caps_.max_candidate_pages);
+    s.pages = first.take<std::int32_t>("candidate pages", kv_units * caps_.max_candidate_pages);
     if (selector_->mode() == SelectMode::kByScore) {
-      s.scores = arena.take<float>("scores", kv_units * s.page_stride);
+      s.scores = first.take<float>("scores", kv_units * s.page_stride);
     }
-    s.lists_bytes = arena.used_bytes();
+    s.lists_bytes = first.used_bytes();
     s.kept = arena.take<std::int32_t>("kept", kv_units * s.slot_stride);
     s.kept_bytes = arena.used_bytes();
     if (tail && policy_.far_tail) {
@@ -122,7 +132,7 @@ DecodeStep::Scratch DecodeStep::host_lists(const Scratch& scratch, Workspace wor
   // The same places in a copy as long as the workspace: untouched pages of it cost nothing.
   if (lists_.size() < workspace_bytes_) lists_ = Buffer(workspace_bytes_);
   memory.download(lists_.data(), workspace.data, bytes);
-  return carve(lists_.data(), lists_.size());
+  return carve(nullptr, lists_.data(), lists_.size());
 }
 
 DecodeStep::DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps shape,
@@ -147,9 +157,12 @@ DecodeStep::DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps sh
   } else {
     caps_.max_candidate_pages = 0;
   }
-  const Support support = backend_.supports(caps_, cache_dtype, index_format_of(policy_));
+  const Support support =
+      backend_.supports(caps_, cache_dtype, index_format_of(policy_, backend_, caps_.head_dim));
   if (!support) fail(ErrorCode::kUnsupported, "decode_step", backend_.name(), ": ", support.reason);
-  workspace_bytes_ = carve(nullptr, 0).used_bytes;
+  const Scratch sizes = carve(nullptr, nullptr, 0);
+  workspace_bytes_ = sizes.used_bytes;
+  lists_bytes_ = align_up(sizes.lists_bytes);
   const auto seqs = static_cast<std::size_t>(caps_.max_seqs);
   dense_ids_.resize(seqs);
   sparse_ids_.resize(seqs);
@@ -182,7 +195,9 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
           "stats entries, got ", stats.size(), ", accepted 0 or ", num_seqs);
   require(workspace.data != nullptr || workspace_bytes_ == 0, "decode_step",
           "workspace, got null, accepted ", workspace_bytes_, " bytes");
-  const Scratch scratch = carve(workspace.data, workspace.bytes);
+  require(params.lists == nullptr || stats.empty(), "decode_step",
+          "stats entries with lists of their own, got ", stats.size(), ", accepted 0");
+  const Scratch scratch = carve(params.lists, workspace.data, workspace.bytes);
   const float scale = 1.0F / std::sqrt(static_cast<float>(params.kv.head_dim));
   const float layer_p = policy_.p_of_layer(params.layer);
 
@@ -223,6 +238,19 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
     } else {
       out.true_mass.clear();
     }
+  }
+}
+
+void DecodeStep::read_stats(const DecodeStepParams& params, std::byte* host_lists,
+                            std::span<LayerStats> stats) const {
+  const Scratch lists = carve(host_lists, nullptr, 0);
+  for (std::size_t seq = 0; seq < stats.size(); ++seq) {
+    const auto at = static_cast<std::int32_t>(seq);
+    const float p = params.p != nullptr ? params.p[seq] : policy_.p_of_layer(params.layer);
+    const StepPath path = path_of(params.layer, params.kv.host_len(at), p);
+    TWILIGHT_DCHECK(host_lists != nullptr || is_dense(path));
+    fill_stats(params, lists, at, path, stats[seq]);
+    stats[seq].true_mass.clear();
   }
 }
 

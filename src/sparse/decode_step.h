@@ -16,6 +16,9 @@ namespace twilight {
 
 /// The index planes a policy reads, in the default layout.
 [[nodiscard]] IndexFormat index_format_of(const SparsePolicy& policy);
+/// The same in the order that the backend's kernels read, where head_dim has it.
+[[nodiscard]] IndexFormat index_format_of(const SparsePolicy& policy, const Backend& backend,
+                                          std::int32_t head_dim);
 
 /// Attention of one layer for one new token of each of B sequences whose keys and values are in the
 /// cache. Pointers are the backend's memory except `p` and kv.host_seq_lens.
@@ -28,6 +31,9 @@ struct DecodeStepParams {
   const float* p = nullptr;
   float* out = nullptr;  ///< [B, Hq, D]
   std::int64_t out_seq_stride = 0;
+  /// lists_bytes() of the backend's memory for what statistics read, 64-byte aligned, so that they
+  /// can wait for `read_stats`; null keeps it in the workspace, for the call only.
+  std::byte* lists = nullptr;
 };
 
 /// Turns a policy into ops: which sequences run dense and why, then select, estimate, prune and
@@ -44,6 +50,8 @@ class DecodeStep {
 
   /// Bytes of workspace `run` needs, in the backend's memory.
   [[nodiscard]] std::size_t workspace_bytes() const { return workspace_bytes_; }
+  /// Bytes of DecodeStepParams::lists.
+  [[nodiscard]] std::size_t lists_bytes() const { return lists_bytes_; }
   [[nodiscard]] const SparsePolicy& policy() const { return policy_; }
   [[nodiscard]] const StepCaps& caps() const { return caps_; }
 
@@ -52,12 +60,18 @@ class DecodeStep {
   void run(const DecodeStepParams& params, Workspace workspace, std::span<LayerStats> stats = {},
            bool audit = false);
 
+  /// Statistics of a `run` with these parameters from a host copy of its `lists`, which may be null
+  /// where no sequence was sparse.
+  void read_stats(const DecodeStepParams& params, std::byte* host_lists,
+                  std::span<LayerStats> stats) const;
+
   /// What `run` would do for a sequence of N tokens in a layer.
   [[nodiscard]] StepPath path_of(std::int32_t layer, std::int32_t num_tokens, float p) const;
 
  private:
   struct Scratch;
-  [[nodiscard]] Scratch carve(void* base, std::size_t bytes) const;
+  /// `lists`, where not null, holds what statistics read instead of the workspace.
+  [[nodiscard]] Scratch carve(std::byte* lists, void* base, std::size_t bytes) const;
   /// The lists of a step in host memory: the scratch itself, or a copy.
   [[nodiscard]] Scratch host_lists(const Scratch& scratch, Workspace workspace, bool audit);
   void run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& scratch);
@@ -75,6 +89,7 @@ class DecodeStep {
   std::unique_ptr<Selector> selector_;
   StepCaps caps_;
   std::size_t workspace_bytes_ = 0;
+  std::size_t lists_bytes_ = 0;
   std::vector<std::int32_t> dense_ids_;   ///< [B]
   std::vector<std::int32_t> sparse_ids_;  ///< [B]
   std::vector<StepPath> paths_;           ///< [B]

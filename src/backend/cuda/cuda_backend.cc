@@ -6,6 +6,7 @@
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/fast/fast_step.h"
 #include "backend/cuda/host_words.h"
+#include "backend/cuda/read_through.h"
 #include "core/check.h"
 
 namespace twilight {
@@ -22,11 +23,44 @@ std::unique_ptr<Backend> make_cuda_backend(int device) {
   return std::make_unique<cuda::CudaBackend>(device);
 }
 
+std::vector<std::string> cuda_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return {};
+  std::vector<std::string> lines;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties{};
+    TWILIGHT_CUDA(cudaGetDeviceProperties(&properties, i));
+    lines.push_back(cat(properties.name, " (sm_", properties.major, properties.minor, ", ",
+                        properties.totalGlobalMem >> 30, " GiB)"));
+  }
+  return lines;
+}
+
+bool has_cuda_backend() { return true; }
+
 namespace cuda {
 namespace {
 
 /// Most query heads of a group times D: shared memory of the queries.
 constexpr std::int32_t kMaxGroupChannels = 8192;
+
+class CudaGraph final : public RecordedOps {
+ public:
+  /// Takes `graph` over.
+  CudaGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    const cudaError_t status = cudaGraphInstantiate(&exec_, graph, 0);
+    cudaGraphDestroy(graph);
+    TWILIGHT_CUDA(status);
+  }
+  ~CudaGraph() override { cudaGraphExecDestroy(exec_); }
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+  void replay() override { TWILIGHT_CUDA(cudaGraphLaunch(exec_, stream_)); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t exec_ = nullptr;
+};
 
 std::int64_t max_pages(const StepCaps& caps) {
   return (std::int64_t{caps.max_tokens} + caps.page_size - 1) / caps.page_size;
@@ -100,6 +134,24 @@ std::size_t CudaBackend::workspace_bytes(const StepCaps& caps) const {
       "op", std::max(q_units * max_pages(caps),
                      base::attend_floats(caps.max_seqs, caps.num_q_heads, caps.head_dim))));
   return align_up(arena.used_bytes());
+}
+
+std::unique_ptr<RecordedOps> CudaBackend::record(const std::function<void()>& ops) {
+  TWILIGHT_CUDA(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t graph = nullptr;
+  try {
+    ops();
+  } catch (...) {
+    cudaStreamEndCapture(stream_.get(), &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  TWILIGHT_CUDA(cudaStreamEndCapture(stream_.get(), &graph));
+  return std::make_unique<CudaGraph>(graph, stream_.get());
+}
+
+void CudaBackend::read_through(const std::byte* data, std::size_t bytes) {
+  cuda::read_through(data, bytes, stream_.get());
 }
 
 void CudaBackend::do_append_kv(const AppendKvParams& params) {

@@ -43,6 +43,10 @@ class CudaBackend final : public Backend {
   [[nodiscard]] std::size_t workspace_bytes(const StepCaps& caps) const override;
   [[nodiscard]] bool has_fused_select_and_prune() const override { return true; }
 
+  /// As a CUDA graph.
+  [[nodiscard]] std::unique_ptr<RecordedOps> record(const std::function<void()>& ops) override;
+  void read_through(const std::byte* data, std::size_t bytes) override;
+
   /// Where every op is launched; for captures and timing.
   [[nodiscard]] cudaStream_t stream() const { return stream_.get(); }
   [[nodiscard]] int device() const { return device_; }

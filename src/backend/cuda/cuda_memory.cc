@@ -1,8 +1,16 @@
 #include "backend/cuda/cuda_memory.h"
 
+#include <cstdint>
+
 #include "backend/cuda/cuda_check.h"
+#include "backend/cuda/host_words.h"
 
 namespace twilight::cuda {
+namespace {
+
+constexpr std::size_t kSmallUpload = 32000;
+
+}  // namespace
 
 void CudaMemory::use_device() const { TWILIGHT_CUDA(cudaSetDevice(device_)); }
 
@@ -29,6 +37,11 @@ void CudaMemory::release(std::byte* memory, std::size_t /*bytes*/) noexcept { cu
 
 void CudaMemory::upload(void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
+  // As kernel arguments nothing has to wait.
+  if (bytes <= kSmallUpload && bytes % sizeof(std::uint32_t) == 0) {
+    send_words(from, to, static_cast<std::int64_t>(bytes / sizeof(std::uint32_t)), stream_);
+    return;
+  }
   TWILIGHT_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
   TWILIGHT_CUDA(cudaStreamSynchronize(stream_));
 }

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "ops/device_memory.h"
+#include "core/device_memory.h"
 
 namespace twilight::cuda {
 

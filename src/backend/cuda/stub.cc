@@ -8,4 +8,7 @@ std::unique_ptr<Backend> make_cuda_backend(int device) {
        ", accepted cpu, ref");
 }
 
+std::vector<std::string> cuda_devices() { return {}; }
+bool has_cuda_backend() { return false; }
+
 }  // namespace twilight

@@ -1,5 +1,5 @@
-#ifndef TWILIGHT_OPS_DEVICE_MEMORY_H_
-#define TWILIGHT_OPS_DEVICE_MEMORY_H_
+#ifndef TWILIGHT_CORE_DEVICE_MEMORY_H_
+#define TWILIGHT_CORE_DEVICE_MEMORY_H_
 
 #include <cstddef>
 #include <utility>
@@ -73,4 +73,4 @@ class DeviceBuffer {
 
 }  // namespace twilight
 
-#endif  // TWILIGHT_OPS_DEVICE_MEMORY_H_
+#endif  // TWILIGHT_CORE_DEVICE_MEMORY_H_

@@ -1,4 +1,4 @@
-#include "ops/device_memory.h"
+#include "core/device_memory.h"
 
 #include <cstring>
 
