@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -118,7 +119,7 @@ Result run_step(DecodeStep& step, const PagedFixture& fixture, const std::vector
   params.out = result.out.data();
   result.stats.resize(static_cast<std::size_t>(count));
   Buffer workspace(step.workspace_bytes());
-  std::memset(workspace.data(), 0xff, workspace.size());
+  std::fill_n(workspace.data(), workspace.size(), std::byte{0xff});
   step.run(params, {workspace.data(), workspace.size()}, result.stats, audit);
   return result;
 }
