@@ -111,7 +111,14 @@ class TWILIGHT_API Engine {
   /// The policy in force, with dense_below_tokens settled.
   [[nodiscard]] const SparsePolicy& policy() const;
   /// Changes the policy; the index of pages in use is recomputed where its planes differ.
+  /// Forgets the policies of `add_policy`.
   void set_policy(const SparsePolicy& policy);
+  /// Whether the cache's index has what a policy reads, so that `add_policy` takes it.
+  [[nodiscard]] bool serves(const SparsePolicy& policy) const;
+  /// A further policy that decode steps may run by, for engines that serve several at once. Returns
+  /// its number for `decode`; the engine's own is 0. Throws Error(kInvalidArgument) where the cache
+  /// lacks its index planes.
+  [[nodiscard]] std::int32_t add_policy(const SparsePolicy& policy);
 
   enum class Status {
     kOk,
@@ -125,9 +132,17 @@ class TWILIGHT_API Engine {
   [[nodiscard]] Status prefill(Sequence& sequence, std::span<const std::int32_t> tokens,
                                std::span<float> logits = {}, const Progress& progress = {});
 
-  /// One token for each of B sequences; logits [B, vocab].
+  /// The same, and shows the logits [vocab] after each of the tokens, in order, with the token's
+  /// number in `tokens`.
+  using LogitsVisitor = std::function<void(std::int64_t token, std::span<const float> logits)>;
+  [[nodiscard]] Status prefill_scored(Sequence& sequence, std::span<const std::int32_t> tokens,
+                                      const LogitsVisitor& visit);
+
+  /// One token for each of B sequences; logits [B, vocab]. `policy` is 0 or a number of
+  /// `add_policy`.
   [[nodiscard]] Status decode(std::span<Sequence* const> sequences,
-                              std::span<const std::int32_t> tokens, std::span<float> logits);
+                              std::span<const std::int32_t> tokens, std::span<float> logits,
+                              std::int32_t policy = 0);
 
   /// Statistics of decode steps: per layer and sequence of the last step, and totals since
   /// `reset_totals`. `audit` adds the true kept mass, at the price of reading every key.

@@ -76,6 +76,8 @@ struct SparsePolicy {
     return i < layer_p.size() ? layer_p[i] : p;
   }
   [[nodiscard]] bool is_dense() const { return selector == "dense"; }
+
+  bool operator==(const SparsePolicy&) const = default;
 };
 
 /// Presets: "dense"; "adaptive" (sub_centroid candidates N / 4, 1,024 to 8,192, 2-bit estimates, p

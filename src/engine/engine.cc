@@ -149,7 +149,7 @@ struct Engine::Impl {
     make_attention(options.policy);
   }
 
-  void make_attention(SparsePolicy policy) {
+  std::unique_ptr<Attention> attention_of(SparsePolicy policy) {
     if (!policy.is_dense() && policy.dense_below_tokens == SparsePolicy::kDenseBelowAuto) {
       policy.dense_below_tokens =
           measure_crossover(*device.impl().backend,
@@ -157,12 +157,26 @@ struct Engine::Impl {
                              model.info().head_dim, options.page_size, options.max_context, 0},
                             options.cache_dtype, policy);
     }
-    recordings.clear();
-    cache.set_index(policy);
-    attention = std::make_unique<Attention>(
+    auto made = std::make_unique<Attention>(
         cache, policy,
         AttentionLimits{model.info().num_q_heads, options.max_seqs, options.max_context});
-    attention->collect_stats(collect, audit);
+    made->collect_stats(collect, audit);
+    return made;
+  }
+
+  void make_attention(const SparsePolicy& policy) {
+    recordings.clear();
+    cache.set_index(policy);
+    attentions.resize(1);
+    attentions[0] = attention_of(policy);
+    attention = attentions[0].get();
+  }
+
+  // Takes `policy` for the next step.
+  void turn_to(std::int32_t policy) {
+    require(policy >= 0 && policy < static_cast<std::int32_t>(attentions.size()), "decode",
+            "policy number, got ", policy, ", accepted 0 to ", attentions.size() - 1);
+    attention = attentions[static_cast<std::size_t>(policy)].get();
   }
 
   // A decode step's ops, recorded the second time that the same ones are wanted.
@@ -172,7 +186,7 @@ struct Engine::Impl {
       transformer.run_logits(0, num_seqs);
     };
     Attention::Impl& impl = attention->impl();
-    step_key.clear();
+    step_key.assign(1, policy_number);
     impl.describe(step_key);
     if (recordings.size() > kMaxRecordings) recordings.clear();
     Recording& recording = recordings[step_key];
@@ -184,6 +198,23 @@ struct Engine::Impl {
     recording.ops->replay();
     if (!impl.late_stats()) return;
     for (std::int32_t layer = 0; layer < model.info().num_layers; ++layer) impl.note_stats(layer);
+  }
+
+  Status prefill(Sequence& sequence, std::span<const std::int32_t> tokens, std::span<float> logits,
+                 const Progress& progress, const LogitsVisitor& visit);
+
+  // Logits of all `count` rows of the last forward pass, a few at a time.
+  void show_logits(std::int32_t count, std::int64_t first_token, const LogitsVisitor& visit) {
+    const auto vocab = static_cast<std::size_t>(model.info().vocab_size);
+    constexpr std::int32_t kRows = 16;
+    std::vector<float> rows(kRows * vocab);
+    for (std::int32_t row = 0; row < count; row += kRows) {
+      const std::int32_t some = std::min(kRows, count - row);
+      transformer.logits(row, some, {rows.data(), static_cast<std::size_t>(some) * vocab});
+      for (std::int32_t i = 0; i < some; ++i) {
+        visit(first_token + row + i, {rows.data() + static_cast<std::size_t>(i) * vocab, vocab});
+      }
+    }
   }
 
   void add_totals(std::size_t num_seqs) {
@@ -198,7 +229,8 @@ struct Engine::Impl {
   EngineOptions options;
   Transformer transformer;  // first: the cache may take the memory that is left
   KvCache cache;
-  std::unique_ptr<Attention> attention;
+  std::vector<std::unique_ptr<Attention>> attentions;  // by policy number
+  Attention* attention = nullptr;                      // of the last step
   std::vector<std::int32_t> chunk;  // positions of the tokens in flight
   DecodeTotals totals;
   QueryObserver query_observer;
@@ -212,6 +244,7 @@ struct Engine::Impl {
   };
   std::map<std::vector<std::int32_t>, Recording> recordings;
   std::vector<std::int32_t> step_key;
+  std::int32_t policy_number = 0;  // of the last decode step
 };
 
 Engine::Engine(const Device& device, const Model& model, const EngineOptions& options)
@@ -222,7 +255,7 @@ const Model& Engine::model() const { return impl_->model; }
 const Device& Engine::device() const { return impl_->device; }
 KvCache& Engine::cache() { return impl_->cache; }
 const EngineOptions& Engine::options() const { return impl_->options; }
-const SparsePolicy& Engine::policy() const { return impl_->attention->policy(); }
+const SparsePolicy& Engine::policy() const { return impl_->attentions[0]->policy(); }
 
 void Engine::set_policy(const SparsePolicy& policy) {
   validate_policy(policy);
@@ -230,9 +263,35 @@ void Engine::set_policy(const SparsePolicy& policy) {
   impl_->options.policy = policy;
 }
 
+bool Engine::serves(const SparsePolicy& policy) const {
+  validate_policy(policy);
+  const KvCache::Impl& cache = impl_->cache.impl();
+  return covers(cache.storage.options().index,
+                index_format_of(policy, *impl_->device.impl().backend, cache.options.head_dim));
+}
+
+std::int32_t Engine::add_policy(const SparsePolicy& policy) {
+  validate_policy(policy);
+  impl_->attentions.push_back(impl_->attention_of(policy));
+  impl_->attention = impl_->attentions.back().get();
+  return static_cast<std::int32_t>(impl_->attentions.size()) - 1;
+}
+
 Engine::Status Engine::prefill(Sequence& sequence, std::span<const std::int32_t> tokens,
                                std::span<float> logits, const Progress& progress) {
-  Impl& im = *impl_;
+  return impl_->prefill(sequence, tokens, logits, progress, {});
+}
+
+Engine::Status Engine::prefill_scored(Sequence& sequence, std::span<const std::int32_t> tokens,
+                                      const LogitsVisitor& visit) {
+  return impl_->prefill(sequence, tokens, {}, {}, visit);
+}
+
+Engine::Status Engine::Impl::prefill(Sequence& sequence, std::span<const std::int32_t> tokens,
+                                     std::span<float> logits, const Progress& progress,
+                                     const LogitsVisitor& visit) {
+  Impl& im = *this;
+  turn_to(0);
   const auto total = static_cast<std::int64_t>(tokens.size());
   require(total >= 1, "prefill", "number of tokens, got 0, accepted 1 or more");
   require(total <= im.options.max_context - sequence.num_tokens(), "prefill", "context, got ",
@@ -264,14 +323,18 @@ Engine::Status Engine::prefill(Sequence& sequence, std::span<const std::int32_t>
     }
     done += count;
     if (done == total && !logits.empty()) im.transformer.logits(count - 1, 1, logits);
+    if (visit) im.show_logits(count, done - count, visit);
   }
   if (progress) (void)progress(total, total);
   return Status::kOk;
 }
 
 Engine::Status Engine::decode(std::span<Sequence* const> sequences,
-                              std::span<const std::int32_t> tokens, std::span<float> logits) {
+                              std::span<const std::int32_t> tokens, std::span<float> logits,
+                              std::int32_t policy) {
   Impl& im = *impl_;
+  im.turn_to(policy);
+  im.policy_number = policy;
   require(sequences.size() == tokens.size(), "decode", "number of tokens, got ", tokens.size(),
           ", accepted one for each of the ", sequences.size(), " sequences");
   const std::size_t num_logits =
@@ -309,7 +372,7 @@ Engine::Status Engine::decode(std::span<Sequence* const> sequences,
 void Engine::collect_stats(bool on, bool audit) {
   impl_->collect = on;
   impl_->audit = audit;
-  impl_->attention->collect_stats(on, audit);
+  for (const auto& attention : impl_->attentions) attention->collect_stats(on, audit);
 }
 
 std::span<const LayerStats> Engine::last_stats(std::int32_t layer) const {

@@ -2,10 +2,11 @@
 """Fails on an include that goes upward or sideways between the layers.
 
     core <- quant <- kvcache <- ops <- backend/{ref,cpu,cuda}
-                                ops <- sparse <- model <- engine <- apps
+                                ops <- sparse <- model <- engine <- server <- apps
 
 `a <- b`: b may include a. Backends do not see each other; sparse, model and engine see no backend;
-apps see only include/twilight and their own folder. Outside headers of one backend stay in it.
+server sees only include/twilight and itself, apps only include/twilight, server and their own
+folder. Outside headers of one backend stay in it.
 """
 
 import argparse
@@ -21,6 +22,7 @@ for backend in ("ref", "cpu", "cuda"):
 BELOW["sparse"] = set(CHAIN)
 BELOW["model"] = set(CHAIN) | {"sparse"}
 BELOW["engine"] = set(CHAIN) | {"sparse", "model"}
+BELOW["server"] = set()  # the public API alone
 
 PUBLIC_ANYWHERE = {"types.h", "error.h", "export.h"}
 PUBLIC_FROM_SPARSE = PUBLIC_ANYWHERE | {"policy.h", "stats.h"}
@@ -57,7 +59,7 @@ def public_header_problem(name, layer):
     allowed = PUBLIC_ANYWHERE
     if layer in ("sparse", "model"):
         allowed = PUBLIC_FROM_SPARSE
-    if layer == "engine" or name in allowed:
+    if layer in ("engine", "server") or name in allowed:
         return None
     return f"public header {name} is not for {layer}"
 
@@ -102,7 +104,8 @@ def check_app(root, path):
             continue
         own = "/" not in quoted and (root / path.parent / quoted).is_file()
         public = quoted.startswith("twilight/") and (root / "include" / quoted).is_file()
-        if not own and not public:
+        server = quoted.startswith("server/") and (root / "src" / quoted).is_file()
+        if not own and not public and not server:
             yield f"{where}: apps must not include {quoted}"
 
 
@@ -149,7 +152,10 @@ def self_test():
         "src/sparse/g.cc": '#include "twilight/policy.h"\n#include "ops/b.h"\n',
         "src/engine/h.cc": '#include "twilight/engine.h"\n#include "sparse/i.h"\n',
         "src/sparse/i.h": "",
-        "apps/run/main.cc": '#include "own.h"\n#include "twilight/engine.h"\n#include <json.hpp>\n',
+        "src/server/j.h": '#include "twilight/engine.h"\n#include <httplib.h>\n',
+        "src/server/k.cc": '#include "server/j.h"\n',
+        "apps/run/main.cc": '#include "own.h"\n#include "twilight/engine.h"\n#include <json.hpp>\n'
+                            '#include "server/j.h"\n',
         "apps/run/own.h": "",
     }
     many = {f"include/twilight/x{i}.h": "" for i in range(7)}
@@ -166,13 +172,17 @@ def self_test():
         "model from sparse": ({"src/sparse/z.cc": '#include "model/z.h"\n'},
                               "sparse must not include"),
         "policy in ops": ({"src/ops/z.cc": '#include "twilight/policy.h"\n'}, "not for ops"),
+        "engine's inside in server": ({"src/server/z.cc": '#include "engine/z.h"\n'},
+                                      "server must not include"),
+        "server from engine": ({"src/engine/z.cc": '#include "server/j.h"\n'},
+                               "engine must not include"),
         "engine in model": ({"src/model/z.cc": '#include "twilight/engine.h"\n'}, "not for model"),
         "highway in quant": ({"src/quant/z.cc": "#include <hwy/highway.h>\n"}, "Highway"),
         "onednn in model": ({"src/model/z.cc": '#include "oneapi/dnnl/dnnl.hpp"\n'}, "oneDNN"),
         "cuda in cpu": ({"src/backend/cpu/z.cc": "#include <cuda_fp16.h>\n"}, "CUDA"),
         "dots": ({"src/core/z.cc": '#include "core/../ops/b.h"\n'}, "not written relative"),
         "beside": ({"src/core/z.cc": '#include "a.h"\n'}, "not written relative"),
-        "unknown layer": ({"src/server/z.cc": ""}, "no known layer"),
+        "unknown layer": ({"src/nowhere/z.cc": ""}, "no known layer"),
         "app goes inside": ({"apps/run/z.cc": '#include "core/a.h"\n'}, "apps must not include"),
         "app sideways": ({"apps/run/z.cc": '#include "../other/o.h"\n'}, "apps must not include"),
         "internal in public": ({"include/twilight/z.h": '#include "core/a.h"\n'}, "not public"),

@@ -1,0 +1,85 @@
+#ifndef TWILIGHT_SERVER_BATCH_LOOP_H_
+#define TWILIGHT_SERVER_BATCH_LOOP_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/prefix_cache.h"
+#include "server/request_queue.h"
+#include "server/scheduler.h"
+#include "server/task.h"
+
+namespace twilight::server {
+
+/// The work of a scheduler's thread: owns the engine, every accepted request and the prefix cache.
+/// Not thread-safe; sinks are called from inside.
+class BatchLoop {
+ public:
+  BatchLoop(const Device& device, const Model& model, const SchedulerOptions& options);
+
+  [[nodiscard]] const SchedulerOptions& options() const { return options_; }
+  /// Throws Error(kInvalidArgument) for a request that can never run. Reads settled state only: any
+  /// thread may call it.
+  void check(const Request& request) const;
+
+  void accept(std::unique_ptr<Task> task);
+  void cancel(const std::set<Scheduler::Id>& ids);
+  void end_all(EndReason reason);
+  [[nodiscard]] bool idle() const { return queue_.empty() && running_.empty(); }
+  /// One round: ends what is overdue, admits, runs one chunk of a prompt and one decode step.
+  void step();
+  void clear_prefix_cache() { prefixes_.clear(); }
+
+  /// Counters and gauges; `queued`, accepted and refused requests are the scheduler's to add.
+  [[nodiscard]] SchedulerStats stats() const;
+  /// Shows the kept shares of every decoding request from now on, or stops.
+  using LiveVisitor = std::function<void(Scheduler::Id id, LiveKept kept)>;
+  void watch(LiveVisitor visitor) { live_ = std::move(visitor); }
+  [[nodiscard]] std::size_t queued() const { return queue_.size(); }
+
+ private:
+  using TaskPtr = std::unique_ptr<Task>;
+
+  void end_overdue();
+  void admit();
+  bool reserve(const Task& task);
+  [[nodiscard]] std::int32_t pages_wanted(const Task& task) const;
+  bool make_room(std::int32_t pages);
+  void run_prompt_chunk();
+  Task* next_prompt();
+  void run_chunk(Task& task);
+  void prompt_done(Task& task, std::span<const float> logits);
+  void decode_step();
+  void decode_group(std::int32_t policy, std::vector<Task*>& group);
+  void note_stats(Task& task, std::size_t row);
+  void take_logits(Task& task, std::span<const float> logits);
+  void preempt_youngest();
+  std::int32_t policy_number(const Request& request);
+
+  /// Ends a running task; the pointer is dead afterwards.
+  void finish(Task& task, EndReason reason, const std::string& error = {});
+  void finish_waiting(Task& task, EndReason reason);
+  void report_end(Task& task, EndReason reason, const std::string& error);
+
+  SchedulerOptions options_;
+  std::int32_t chunk_ = 0;  ///< prompt tokens run at once: whole pages
+  Engine engine_;
+  PrefixCache prefixes_;
+  FairQueue<TaskPtr> queue_;
+  std::vector<TaskPtr> running_;  ///< in order of admission
+  std::int64_t admissions_ = 0;
+  std::vector<std::pair<SparsePolicy, std::int32_t>> policies_;
+  std::vector<float> logits_;
+  LiveVisitor live_;
+  SchedulerStats stats_;
+  std::int64_t dense_reasons_[6] = {};  ///< by StepPath
+};
+
+}  // namespace twilight::server
+
+#endif  // TWILIGHT_SERVER_BATCH_LOOP_H_

@@ -1,0 +1,70 @@
+#ifndef TWILIGHT_SERVER_PREFIX_CACHE_H_
+#define TWILIGHT_SERVER_PREFIX_CACHE_H_
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "twilight/kv_cache.h"
+
+namespace twilight::server {
+
+/// Pages of earlier prompts, for prompts that begin alike: a tree of blocks of tokens, where a node
+/// shares the pages (and index records) from the start up to its block's end. Blocks are whole
+/// pages, so a shared page is sealed and never copied. Not thread-safe.
+class PrefixCache {
+ public:
+  /// `block_tokens` is a multiple of `page_size`.
+  PrefixCache(std::int32_t block_tokens, std::int32_t page_size);
+  ~PrefixCache();
+
+  class Node;
+  /// A running sequence's hold on the nodes whose pages it shares; those stay counted as in use.
+  class Lease {
+   public:
+    Lease() = default;
+    Lease(Lease&& other) noexcept : nodes_(std::move(other.nodes_)) { other.nodes_.clear(); }
+    Lease& operator=(Lease&& other) noexcept {
+      std::swap(nodes_, other.nodes_);
+      return *this;
+    }
+    ~Lease() { release(); }
+    void release();
+
+   private:
+    friend class PrefixCache;
+    std::vector<std::shared_ptr<Node>> nodes_;
+  };
+
+  struct Hit {
+    Sequence sequence;
+    Lease lease;
+  };
+  /// The longest prefix that is held, in whole blocks and shorter than the prompt (the last token's
+  /// logits are always computed), or nothing.
+  [[nodiscard]] std::optional<Hit> find(std::span<const std::int32_t> prompt);
+  /// Keeps the whole blocks of a prompt that `sequence` holds; `lease` then covers those that are
+  /// new.
+  void insert(std::span<const std::int32_t> prompt, const Sequence& sequence, Lease& lease);
+  /// Gives back one block's pages that no running sequence shares, the longest unused first. False:
+  /// there are none.
+  bool evict();
+  void clear();
+
+  /// Pages that nobody but the cache holds.
+  [[nodiscard]] std::int32_t idle_pages() const;
+
+ private:
+  std::int32_t block_tokens_;
+  std::int32_t block_pages_;
+  std::int64_t clock_ = 0;
+  std::shared_ptr<Node> root_;
+};
+
+}  // namespace twilight::server
+
+#endif  // TWILIGHT_SERVER_PREFIX_CACHE_H_
