@@ -311,6 +311,13 @@ int run_bench_op(const OpFlags& flags) {
     throw Error(ErrorCode::kInvalidArgument,
                 "[bench] --text and --layer, got no --from-model, accepted only together with it");
   }
+  if (flags.bench.common.device.device.starts_with("cuda")) {
+    throw Error(ErrorCode::kUnsupported, "[bench] --device, got '" +
+                                             flags.bench.common.device.device +
+                                             "', accepted cpu or ref: this benchmark's buffers are "
+                                             "in host memory; bench/cuda/step_bench runs the op on "
+                                             "a GPU");
+  }
   (void)parse_dtype(flags.dtype);
   (void)bench_policies(flags.bench.attention);
   OutputFile file;
