@@ -107,6 +107,7 @@ class TWILIGHT_API Engine {
   [[nodiscard]] const Model& model() const;
   [[nodiscard]] const Device& device() const;
   [[nodiscard]] KvCache& cache();
+  [[nodiscard]] const KvCache& cache() const;
   [[nodiscard]] const EngineOptions& options() const;
   /// The policy in force, with dense_below_tokens settled.
   [[nodiscard]] const SparsePolicy& policy() const;
@@ -119,6 +120,9 @@ class TWILIGHT_API Engine {
   /// its number for `decode`; the engine's own is 0. Throws Error(kInvalidArgument) where the cache
   /// lacks its index planes.
   [[nodiscard]] std::int32_t add_policy(const SparsePolicy& policy);
+  /// Gives the number of an added policy, and its memory, back. Throws Error(kInvalidArgument) for
+  /// another number.
+  void drop_policy(std::int32_t number);
 
   enum class Status {
     kOk,

@@ -168,14 +168,16 @@ struct Engine::Impl {
     recordings.clear();
     cache.set_index(policy);
     attentions.resize(1);
+    attention = attentions[0].get();
     attentions[0] = attention_of(policy);
     attention = attentions[0].get();
   }
 
   // Takes `policy` for the next step.
   void turn_to(std::int32_t policy) {
-    require(policy >= 0 && policy < static_cast<std::int32_t>(attentions.size()), "decode",
-            "policy number, got ", policy, ", accepted 0 to ", attentions.size() - 1);
+    require(policy >= 0 && policy < static_cast<std::int32_t>(attentions.size()) &&
+                attentions[static_cast<std::size_t>(policy)] != nullptr,
+            "engine", "policy number, got ", policy, ", accepted 0 or one of add_policy");
     attention = attentions[static_cast<std::size_t>(policy)].get();
   }
 
@@ -231,7 +233,7 @@ struct Engine::Impl {
   KvCache cache;
   std::vector<std::unique_ptr<Attention>> attentions;  // by policy number
   Attention* attention = nullptr;                      // of the last step
-  std::vector<std::int32_t> chunk;  // positions of the tokens in flight
+  std::vector<std::int32_t> chunk;                     // positions of the tokens in flight
   DecodeTotals totals;
   QueryObserver query_observer;
   bool collect = true;
@@ -254,6 +256,7 @@ Engine::~Engine() = default;
 const Model& Engine::model() const { return impl_->model; }
 const Device& Engine::device() const { return impl_->device; }
 KvCache& Engine::cache() { return impl_->cache; }
+const KvCache& Engine::cache() const { return impl_->cache; }
 const EngineOptions& Engine::options() const { return impl_->options; }
 const SparsePolicy& Engine::policy() const { return impl_->attentions[0]->policy(); }
 
@@ -272,9 +275,20 @@ bool Engine::serves(const SparsePolicy& policy) const {
 
 std::int32_t Engine::add_policy(const SparsePolicy& policy) {
   validate_policy(policy);
-  impl_->attentions.push_back(impl_->attention_of(policy));
-  impl_->attention = impl_->attentions.back().get();
-  return static_cast<std::int32_t>(impl_->attentions.size()) - 1;
+  auto& all = impl_->attentions;
+  auto made = impl_->attention_of(policy);
+  auto free = std::find(all.begin(), all.end(), nullptr);
+  if (free == all.end()) free = all.insert(all.end(), nullptr);
+  *free = std::move(made);
+  return static_cast<std::int32_t>(free - all.begin());
+}
+
+void Engine::drop_policy(std::int32_t number) {
+  require(number != 0, "engine", "policy number, got 0, accepted one of add_policy");
+  impl_->turn_to(number);
+  impl_->turn_to(0);
+  impl_->recordings.clear();
+  impl_->attentions[static_cast<std::size_t>(number)] = nullptr;
 }
 
 Engine::Status Engine::prefill(Sequence& sequence, std::span<const std::int32_t> tokens,
@@ -372,7 +386,9 @@ Engine::Status Engine::decode(std::span<Sequence* const> sequences,
 void Engine::collect_stats(bool on, bool audit) {
   impl_->collect = on;
   impl_->audit = audit;
-  for (const auto& attention : impl_->attentions) attention->collect_stats(on, audit);
+  for (const auto& attention : impl_->attentions) {
+    if (attention != nullptr) attention->collect_stats(on, audit);
+  }
 }
 
 std::span<const LayerStats> Engine::last_stats(std::int32_t layer) const {

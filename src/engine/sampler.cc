@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "core/check.h"
 #include "core/splitmix64.h"
@@ -25,6 +26,14 @@ Sampler::Sampler(const SamplingOptions& options) : options_(options), state_(opt
 
 std::int32_t Sampler::sample(std::span<const float> logits) {
   require(!logits.empty(), "sampler", "number of logits, got 0, accepted 1 or more");
+  float top = -std::numeric_limits<float>::infinity();
+  bool ordered = true;
+  for (const float x : logits) {
+    ordered = ordered && !std::isnan(x);
+    top = std::max(top, x);
+  }
+  require(ordered && std::isfinite(top), "sampler",
+          "logits, got NaN or no finite maximum, accepted numbers");
   if (options_.temperature == 0) {
     return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) -
                                      logits.begin());

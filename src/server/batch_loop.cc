@@ -1,6 +1,7 @@
 #include "server/batch_loop.h"
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
 #include <iterator>
 #include <span>
@@ -15,6 +16,9 @@ namespace {
 constexpr std::int32_t kGrowthTokens = 128;
 /// A waiting prompt goes next after others have been preferred to it so many times.
 constexpr std::int32_t kMaxPassedOver = 8;
+/// Policies of requests, beside the server's own, that are ready at once; each has buffers of the
+/// largest batch and context.
+constexpr std::size_t kMaxPolicies = 8;
 
 SchedulerOptions settle(SchedulerOptions options) {
   const std::int32_t page = std::max(options.engine.page_size, 1);
@@ -57,6 +61,7 @@ void BatchLoop::check(const Request& request) const {
   }
   for (const auto& [token, bias] : request.logit_bias) {
     if (!token_ok(token)) refuse_token("logit_bias", token);
+    if (!std::isfinite(bias)) refuse("logit_bias, got an infinite value or NaN, accepted numbers");
   }
   if (request.max_tokens < 0) {
     refuse("max_tokens, got " + std::to_string(request.max_tokens) + ", accepted 0 or more");
@@ -98,6 +103,7 @@ void BatchLoop::report_end(Task& task, EndReason reason, const std::string& erro
   usage.dense_layers = task.totals.dense_layers;
   ++stats_.requests_ended[static_cast<int>(reason)];
   try {
+    if (live_) live_(task.id, {});
     task.sink->on_end(reason, usage, error);
   } catch (...) {  // a sink's own trouble; its request has ended anyway
   }
@@ -144,11 +150,11 @@ void BatchLoop::end_overdue() {
 
 // --- pages ------------------------------------------------------------------------------------
 
-std::int32_t BatchLoop::pages_wanted(const Task& task) const {
+std::int32_t BatchLoop::pages_wanted(const Task& task, std::int32_t growth) const {
   const std::int32_t page = options_.engine.page_size;
   const auto done = static_cast<std::int32_t>(task.generated.size());
   const std::int32_t tokens =
-      task.prompt_tokens() + std::min(task.request.max_tokens, done + kGrowthTokens);
+      task.prompt_tokens() + std::min(task.request.max_tokens, done + growth);
   return (tokens + page - 1) / page;
 }
 
@@ -160,14 +166,16 @@ bool BatchLoop::make_room(std::int32_t pages) {
   return true;
 }
 
-// Whether a task may start: room for it beside what running prompts will still take.
-bool BatchLoop::reserve(const Task& task) {
+// Whether a task may start: room for what it does not share, beside what those that run will take
+// until it has caught up.
+bool BatchLoop::has_room(const Task& task, std::int32_t pages_shared) const {
   if (running_.empty()) return true;
-  std::int32_t promised = 0;
+  const std::int32_t growth = kGrowthTokens + static_cast<std::int32_t>(task.generated.size());
+  std::int32_t wanted = pages_wanted(task, kGrowthTokens) - pages_shared;
   for (const TaskPtr& other : running_) {
-    promised += std::max(0, pages_wanted(*other) - other->sequence->num_pages());
+    wanted += std::max(0, pages_wanted(*other, growth) - other->sequence->num_pages());
   }
-  return make_room(promised + pages_wanted(task));
+  return wanted <= engine_.cache().free_pages() + prefixes_.idle_pages();
 }
 
 void BatchLoop::preempt_youngest() {
@@ -176,6 +184,7 @@ void BatchLoop::preempt_youngest() {
   task->lease.release();
   task->sequence.reset();
   task->replayed = 0;
+  ++task->preemptions;
   ++stats_.preemptions;
   const std::string client = task->request.client;
   queue_.push_first(client, std::move(task));
@@ -183,51 +192,74 @@ void BatchLoop::preempt_youngest() {
 
 // --- admission --------------------------------------------------------------------------------
 
-std::int32_t BatchLoop::policy_number(const Request& request) {
-  if (!request.policy) return 0;
-  for (const auto& [policy, number] : policies_) {
-    if (policy == *request.policy) return number;
+// Gives a task its policy's number; false while too many others are in use.
+bool BatchLoop::take_policy(Task& task) {
+  task.policy = 0;
+  if (!task.request.policy || *task.request.policy == options_.engine.policy) return true;
+  const auto known = std::find_if(policies_.begin(), policies_.end(), [&](const AddedPolicy& p) {
+    return p.policy == *task.request.policy;
+  });
+  if (known != policies_.end()) {
+    known->last_used = admissions_;
+    task.policy = known->number;
+    return true;
   }
-  SparsePolicy policy = *request.policy;
+  if (policies_.size() >= kMaxPolicies) {
+    auto oldest = policies_.end();
+    for (auto it = policies_.begin(); it != policies_.end(); ++it) {
+      const bool used = std::any_of(running_.begin(), running_.end(), [&](const TaskPtr& other) {
+        return other->policy == it->number;
+      });
+      if (!used && (oldest == policies_.end() || it->last_used < oldest->last_used)) oldest = it;
+    }
+    if (oldest == policies_.end()) return false;
+    engine_.drop_policy(oldest->number);
+    policies_.erase(oldest);
+  }
+  SparsePolicy policy = *task.request.policy;
   if (policy.dense_below_tokens == SparsePolicy::kDenseBelowAuto && !engine_.policy().is_dense()) {
     policy.dense_below_tokens = engine_.policy().dense_below_tokens;
   }
-  const std::int32_t number = engine_.add_policy(policy);
-  policies_.emplace_back(*request.policy, number);
-  return number;
+  task.policy = engine_.add_policy(policy);
+  policies_.push_back({*task.request.policy, task.policy, admissions_});
+  return true;
 }
 
 void BatchLoop::admit() {
-  while (!queue_.empty() && static_cast<std::int32_t>(running_.size()) < options_.engine.max_seqs &&
-         reserve(*queue_.front())) {
-    running_.push_back(queue_.pop());
-    Task& task = *running_.back();
-    task.order = ++admissions_;
+  while (!queue_.empty() && static_cast<std::int32_t>(running_.size()) < options_.engine.max_seqs) {
+    Task& task = *queue_.front();
+    std::optional<Sequence> sequence;
+    PrefixCache::Lease lease;
+    // Scoring a prompt needs every position's logits, which a cached prefix does not have.
+    const bool cached = options_.prefix_cache && !task.request.prompt_logprobs &&
+                        prefixes_.advance(task.request.prompt, sequence, lease);
+    if (!has_room(task, cached ? sequence->num_pages() : 0)) return;
+    std::string error;
     try {
-      task.policy = policy_number(task.request);
+      if (!take_policy(task)) return;
+      if (!cached) sequence = engine_.cache().new_sequence();
     } catch (const std::exception& e) {
-      finish(task, EndReason::kError, e.what());
-      continue;
+      error = e.what();
     }
+    running_.push_back(queue_.pop());
+    ++admissions_;
+    task.sequence = std::move(sequence);
+    task.lease = std::move(lease);
+    task.prompt_logprobs.clear();
     if (!task.started) {
       task.started = Clock::now();
       task.usage.queue_seconds = seconds_since(task.accepted);
     }
-    task.prompt_logprobs.clear();
-    // Scoring a prompt needs every position's logits, which a cached prefix does not have.
-    std::optional<PrefixCache::Hit> hit;
-    if (options_.prefix_cache && !task.request.prompt_logprobs) {
-      hit = prefixes_.find(task.request.prompt);
-    }
-    if (hit) {
-      task.sequence = std::move(hit->sequence);
-      task.lease = std::move(hit->lease);
-      stats_.cached_prompt_tokens += task.sequence->num_tokens();
-      task.usage.cached_tokens = task.sequence->num_tokens();
-    } else {
-      task.sequence = engine_.cache().new_sequence();
-    }
+    if (cached) note_cached(task, task.sequence->num_tokens());
+    if (!error.empty()) finish(task, EndReason::kError, error);
   }
+}
+
+// A preempted request finds its own earlier work: not a hit.
+void BatchLoop::note_cached(Task& task, std::int32_t tokens) {
+  if (task.preemptions > 0) return;
+  task.usage.cached_tokens += tokens;
+  stats_.cached_prompt_tokens += tokens;
 }
 
 // --- prompts ----------------------------------------------------------------------------------
@@ -247,9 +279,17 @@ Task* BatchLoop::next_prompt() {
   return best;
 }
 
-void BatchLoop::run_prompt_chunk() {
+// Returns the tokens run; 0 where there is nothing to do.
+std::int32_t BatchLoop::run_prompt_chunk() {
   Task* task = next_prompt();
-  if (task == nullptr) return;
+  if (task == nullptr) return 0;
+  const bool shares = options_.prefix_cache && !task->request.prompt_logprobs;
+  // Another request may have run the next blocks in the meantime.
+  const std::int32_t before = task->sequence->num_tokens();
+  if (shares && before % chunk_ == 0 &&
+      prefixes_.advance(task->request.prompt, task->sequence, task->lease)) {
+    note_cached(*task, task->sequence->num_tokens() - before);
+  }
   task->passed_over = 0;
   const std::int32_t page = options_.engine.page_size;
   const std::int32_t end =
@@ -258,17 +298,21 @@ void BatchLoop::run_prompt_chunk() {
   while (!make_room(pages)) {
     if (running_.back().get() == task && running_.size() == 1) {
       finish(*task, EndReason::kOutOfPages);
-      return;
+      return chunk_;
     }
     const bool self = running_.back().get() == task;
     preempt_youngest();
-    if (self) return;
+    if (self) return chunk_;
   }
+  const std::int32_t count = end - task->sequence->num_tokens();
   try {
     run_chunk(*task);
   } catch (const std::exception& e) {
     finish(*task, EndReason::kError, e.what());
+  } catch (...) {
+    finish(*task, EndReason::kError, "unknown error");
   }
+  return count;
 }
 
 // Chunks begin at multiples of chunk_, as cached prefixes end there: what a prompt computes does
@@ -304,13 +348,13 @@ void BatchLoop::run_chunk(Task& task) {
     return;
   }
   stats_.prompt_tokens += end - begin;
+  if (options_.prefix_cache && !task.request.prompt_logprobs && end - begin == chunk_) {
+    prefixes_.insert(prompt, *task.sequence, task.lease);
+  }
   if (last) prompt_done(task, row);
 }
 
 void BatchLoop::prompt_done(Task& task, std::span<const float> logits) {
-  if (options_.prefix_cache) {
-    prefixes_.insert(task.request.prompt, *task.sequence, task.lease);
-  }
   if (!task.generated.empty()) return;  // after a preemption: the tokens are known
   if (task.request.prompt_logprobs) task.sink->on_prompt(std::move(task.prompt_logprobs));
   if (task.request.max_tokens == 0) {
@@ -349,6 +393,8 @@ void BatchLoop::take_logits(Task& task, std::span<const float> logits) {
     }
   } catch (const std::exception& e) {
     finish(task, EndReason::kError, e.what());
+  } catch (...) {
+    finish(task, EndReason::kError, "unknown error");
   }
 }
 
@@ -371,6 +417,7 @@ void BatchLoop::decode_step() {
   for (const TaskPtr& task : running_) {
     if (task->decodes()) waiting.push_back(task.get());
   }
+  stats_.decode_steps += waiting.empty() ? 0 : 1;
   while (!waiting.empty()) {
     const std::int32_t policy = waiting.front()->policy;
     const auto others = std::stable_partition(
@@ -417,7 +464,6 @@ void BatchLoop::decode_group(std::int32_t policy, std::vector<Task*>& group) {
     for (Task* task : group) finish(*task, EndReason::kError, e.what());
     return;
   }
-  ++stats_.decode_steps;
   for (std::size_t i = 0; i < group.size(); ++i) {
     Task& task = *group[i];
     const bool again = ++task.replayed < task.generated.size();
@@ -430,7 +476,11 @@ void BatchLoop::decode_group(std::int32_t policy, std::vector<Task*>& group) {
 void BatchLoop::step() {
   end_overdue();
   admit();
-  run_prompt_chunk();
+  for (std::int32_t budget = chunk_; budget > 0;) {
+    const std::int32_t tokens = run_prompt_chunk();
+    if (tokens == 0) break;
+    budget -= tokens;
+  }
   decode_step();
 }
 
@@ -439,7 +489,7 @@ SchedulerStats BatchLoop::stats() const {
   for (const auto& task : running_) {
     ++(task->prompt_left() > 0 ? stats.prefilling : stats.running);
   }
-  stats.pages_free = const_cast<Engine&>(engine_).cache().free_pages();
+  stats.pages_free = engine_.cache().free_pages();
   stats.pages_cached = prefixes_.idle_pages();
   for (int path = 1; path < 6; ++path) {
     stats.dense_reasons.emplace_back(step_path_name(static_cast<StepPath>(path)),

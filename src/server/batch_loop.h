@@ -37,7 +37,8 @@ class BatchLoop {
 
   /// Counters and gauges; `queued`, accepted and refused requests are the scheduler's to add.
   [[nodiscard]] SchedulerStats stats() const;
-  /// Shows the kept shares of every decoding request from now on, or stops.
+  /// Shows the kept shares of every decoding request from now on, or stops. An ended request comes
+  /// once more, with no layers.
   using LiveVisitor = std::function<void(Scheduler::Id id, LiveKept kept)>;
   void watch(LiveVisitor visitor) { live_ = std::move(visitor); }
   [[nodiscard]] std::size_t queued() const { return queue_.size(); }
@@ -47,10 +48,10 @@ class BatchLoop {
 
   void end_overdue();
   void admit();
-  bool reserve(const Task& task);
-  [[nodiscard]] std::int32_t pages_wanted(const Task& task) const;
+  [[nodiscard]] bool has_room(const Task& task, std::int32_t pages_shared) const;
+  [[nodiscard]] std::int32_t pages_wanted(const Task& task, std::int32_t growth) const;
   bool make_room(std::int32_t pages);
-  void run_prompt_chunk();
+  std::int32_t run_prompt_chunk();
   Task* next_prompt();
   void run_chunk(Task& task);
   void prompt_done(Task& task, std::span<const float> logits);
@@ -59,7 +60,8 @@ class BatchLoop {
   void note_stats(Task& task, std::size_t row);
   void take_logits(Task& task, std::span<const float> logits);
   void preempt_youngest();
-  std::int32_t policy_number(const Request& request);
+  bool take_policy(Task& task);
+  void note_cached(Task& task, std::int32_t tokens);
 
   /// Ends a running task; the pointer is dead afterwards.
   void finish(Task& task, EndReason reason, const std::string& error = {});
@@ -72,8 +74,13 @@ class BatchLoop {
   PrefixCache prefixes_;
   FairQueue<TaskPtr> queue_;
   std::vector<TaskPtr> running_;  ///< in order of admission
+  struct AddedPolicy {
+    SparsePolicy policy;  ///< as requests give it
+    std::int32_t number = 0;
+    std::int64_t last_used = 0;
+  };
+  std::vector<AddedPolicy> policies_;
   std::int64_t admissions_ = 0;
-  std::vector<std::pair<SparsePolicy, std::int32_t>> policies_;
   std::vector<float> logits_;
   LiveVisitor live_;
   SchedulerStats stats_;

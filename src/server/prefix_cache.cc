@@ -37,42 +37,38 @@ void PrefixCache::Lease::release() {
   nodes_.clear();
 }
 
-std::optional<PrefixCache::Hit> PrefixCache::find(std::span<const std::int32_t> prompt) {
+bool PrefixCache::advance(std::span<const std::int32_t> prompt, std::optional<Sequence>& sequence,
+                          Lease& lease) {
   const auto block = static_cast<std::size_t>(block_tokens_);
-  std::shared_ptr<Node> node = root_;
-  Lease lease;
+  const std::size_t before = lease.nodes_.size();
+  std::shared_ptr<Node> node = before == 0 ? root_ : lease.nodes_.back();
   ++clock_;
-  for (std::size_t at = 0; at + block < prompt.size(); at += block) {
+  for (std::size_t at = before * block; at + block < prompt.size(); at += block) {
     const auto tokens = prompt.subspan(at, block);
     const auto found = node->children.find({tokens.begin(), tokens.end()});
     if (found == node->children.end()) break;
     node = found->second;
-    node->last_used = clock_;
-    ++node->users;
     lease.nodes_.push_back(node);
+    ++node->users;
   }
-  if (node == root_) return std::nullopt;
-  return Hit{node->sequence->fork(), std::move(lease)};
+  for (const std::shared_ptr<Node>& held : lease.nodes_) held->last_used = clock_;
+  if (lease.nodes_.size() == before) return false;
+  sequence = node->sequence->fork();
+  return true;
 }
 
 void PrefixCache::insert(std::span<const std::int32_t> prompt, const Sequence& sequence,
                          Lease& lease) {
   const auto block = static_cast<std::size_t>(block_tokens_);
-  std::shared_ptr<Node> node = root_;
-  ++clock_;
-  for (std::size_t at = 0; at + block <= prompt.size(); at += block) {
-    const auto tokens = prompt.subspan(at, block);
-    std::shared_ptr<Node>& child = node->children[{tokens.begin(), tokens.end()}];
-    if (child == nullptr) {
-      child = std::make_shared<Node>();
-      child->sequence = sequence.fork();
-      child->sequence->truncate(static_cast<std::int32_t>(at + block));
-      ++child->users;
-      lease.nodes_.push_back(child);
-    }
-    child->last_used = clock_;
-    node = child;
-  }
+  const auto tokens = prompt.subspan(lease.nodes_.size() * block, block);
+  auto child = std::make_shared<Node>();
+  child->sequence = sequence.fork();
+  child->last_used = ++clock_;
+  lease.nodes_.reserve(lease.nodes_.size() + 1);
+  Node& parent = lease.nodes_.empty() ? *root_ : *lease.nodes_.back();
+  if (!parent.children.emplace(std::vector(tokens.begin(), tokens.end()), child).second) return;
+  ++child->users;
+  lease.nodes_.push_back(std::move(child));
 }
 
 bool PrefixCache::evict() {

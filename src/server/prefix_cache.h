@@ -23,7 +23,7 @@ class PrefixCache {
   ~PrefixCache();
 
   class Node;
-  /// A running sequence's hold on the nodes whose pages it shares; those stay counted as in use.
+  /// A running sequence's hold on the nodes whose pages it shares, from the root down; they stay.
   class Lease {
    public:
     Lease() = default;
@@ -34,28 +34,28 @@ class PrefixCache {
     }
     ~Lease() { release(); }
     void release();
+    /// Blocks covered, from the first.
+    [[nodiscard]] std::int32_t blocks() const { return static_cast<std::int32_t>(nodes_.size()); }
 
    private:
     friend class PrefixCache;
     std::vector<std::shared_ptr<Node>> nodes_;
   };
 
-  struct Hit {
-    Sequence sequence;
-    Lease lease;
-  };
-  /// The longest prefix that is held, in whole blocks and shorter than the prompt (the last token's
-  /// logits are always computed), or nothing.
-  [[nodiscard]] std::optional<Hit> find(std::span<const std::int32_t> prompt);
-  /// Keeps the whole blocks of a prompt that `sequence` holds; `lease` then covers those that are
-  /// new.
+  /// Takes `sequence`, which holds the whole blocks of the prompt that `lease` covers, as far as
+  /// further blocks are known, and stays shorter than the prompt (the last token's logits are
+  /// always computed). True where it went on.
+  bool advance(std::span<const std::int32_t> prompt, std::optional<Sequence>& sequence,
+               Lease& lease);
+  /// Keeps the block that `sequence` now ends with, the next after those that `lease` covers; not
+  /// known before.
   void insert(std::span<const std::int32_t> prompt, const Sequence& sequence, Lease& lease);
   /// Gives back one block's pages that no running sequence shares, the longest unused first. False:
   /// there are none.
   bool evict();
   void clear();
 
-  /// Pages that nobody but the cache holds.
+  /// Pages that nobody but the cache holds: what `evict` can give back in the end.
   [[nodiscard]] std::int32_t idle_pages() const;
 
  private:

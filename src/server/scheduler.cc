@@ -9,10 +9,13 @@
 #include <utility>
 
 #include "server/batch_loop.h"
+#include "twilight/error.h"
 
 namespace twilight::server {
 namespace {
 
+/// No shutdown waits longer; also keeps the end of the wait a time that a clock has.
+constexpr std::chrono::hours kLongestWait{24};
 /// How long somebody who asked for live views is taken to be interested.
 constexpr std::chrono::seconds kWatchFor{5};
 
@@ -37,11 +40,11 @@ struct Scheduler::Impl {
       {
         std::unique_lock lock(mutex);
         wake.wait(lock, [&] {
-          return quit || clear_cache || !incoming.empty() || !cancels.empty() ||
-                 !loop.idle();
+          return quit || clear_cache || !incoming.empty() || !cancels.empty() || !loop.idle();
         });
         if (quit && incoming.empty() && loop.idle()) return;
         tasks.swap(incoming);
+        waiting += tasks.size();
         ids.swap(cancels);
         std::swap(clear, clear_cache);
         end = stop;
@@ -54,19 +57,26 @@ struct Scheduler::Impl {
       if (end) loop.end_all(EndReason::kShutdown);
       loop.watch(watching ? BatchLoop::LiveVisitor([this](Id id, LiveKept kept) {
         const std::lock_guard lock(mutex);
-        live[id] = std::move(kept);
+        if (kept.num_layers == 0) {
+          live.erase(id);
+        } else {
+          live[id] = std::move(kept);
+        }
       })
                           : BatchLoop::LiveVisitor());
-      loop.step();
+      try {
+        loop.step();
+      } catch (...) {  // nothing a request does gets here; memory may have run out
+        loop.end_all(EndReason::kError);
+      }
       const SchedulerStats stats = loop.stats();
       {
         const std::lock_guard lock(mutex);
         snapshot = stats;
         waiting = loop.queued();
-        idle = loop.idle();
-        if (idle) live.clear();
+        idle = loop.idle() && incoming.empty();
       }
-      if (loop.idle()) ended.notify_all();
+      ended.notify_all();
     }
   }
 
@@ -109,6 +119,7 @@ Scheduler::~Scheduler() {
 
 std::optional<Scheduler::Id> Scheduler::submit(Request request, std::shared_ptr<RequestSink> sink) {
   Impl& im = *impl_;
+  if (sink == nullptr) throw Error(ErrorCode::kInvalidArgument, "[request] sink, got null");
   im.loop.check(request);
   Id id = 0;
   {
@@ -140,7 +151,9 @@ void Scheduler::shutdown(std::chrono::milliseconds patience) {
   std::unique_lock lock(im.mutex);
   im.draining = true;
   const auto done = [&] { return im.idle && im.incoming.empty(); };
-  if (im.ended.wait_for(lock, patience, done)) return;
+  if (im.ended.wait_for(lock, std::min<std::chrono::milliseconds>(patience, kLongestWait), done)) {
+    return;
+  }
   im.stop = true;
   im.wake.notify_one();
   im.ended.wait(lock, done);

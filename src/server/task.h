@@ -36,8 +36,8 @@ struct Task {
   /// Generated tokens that have been through the model. After a preemption they are run again, one
   /// by one as before, so that keys and values come out the same to the bit.
   std::size_t replayed = 0;
-  std::int64_t order = 0;  ///< of admission; the youngest is preempted
   std::int32_t passed_over = 0;
+  std::int32_t preemptions = 0;
   std::vector<TokenLogprobs> prompt_logprobs;
   RequestUsage usage;
   DecodeTotals totals;

@@ -109,14 +109,24 @@ class LeakCheck {
  public:
   explicit LeakCheck(server::Scheduler& scheduler) : scheduler_(scheduler) {}
   ~LeakCheck() {
+    const auto settled = [&](const auto& done) {
+      const auto end = server::Clock::now() + std::chrono::seconds(30);
+      server::SchedulerStats now = scheduler_.stats();
+      while (!done(now) && server::Clock::now() < end) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        now = scheduler_.stats();
+      }
+      return now;
+    };
+    const auto idle = settled([](const server::SchedulerStats& now) {
+      return now.queued + now.running + now.prefilling == 0 &&
+             now.pages_free + now.pages_cached == now.pages_total;
+    });
+    EXPECT_EQ(idle.pages_free + idle.pages_cached, idle.pages_total);
     scheduler_.clear_prefix_cache();
-    const auto deadline = server::Clock::now() + std::chrono::seconds(30);
-    server::SchedulerStats stats = scheduler_.stats();
-    while ((stats.pages_free != stats.pages_total || stats.queued + stats.running > 0) &&
-           server::Clock::now() < deadline) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-      stats = scheduler_.stats();
-    }
+    const auto stats = settled([](const server::SchedulerStats& now) {
+      return now.pages_free == now.pages_total && now.pages_cached == 0;
+    });
     EXPECT_EQ(stats.pages_free, stats.pages_total);
     EXPECT_EQ(stats.pages_cached, 0);
     std::int64_t ended = 0;

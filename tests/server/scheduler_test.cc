@@ -86,6 +86,63 @@ TEST(Scheduler, ACachedPrefixChangesNothing) {
   EXPECT_EQ(scheduler.stats().cached_prompt_tokens, 192 + 192 + 128);
 }
 
+TEST(Scheduler, RequestsThatComeTogetherShareTheirBeginning) {
+  Scheduler scheduler(cpu(), vesper(), scheduler_options());
+  const LeakCheck leaks(scheduler);
+  const auto common = prompt_of(256);
+  std::vector<Request> requests;
+  std::vector<std::shared_ptr<Recorder>> sinks;
+  for (std::uint64_t i = 0; i < 5; ++i) {
+    auto prompt = common;
+    for (const std::int32_t token : prompt_of(10 + 30 * i, i + 50)) prompt.push_back(token);
+    requests.push_back(request_of(prompt, 6));
+    sinks.push_back(start(scheduler, requests.back()));
+  }
+  for (std::size_t i = 0; i < sinks.size(); ++i) {
+    EXPECT_EQ(sinks[i]->wait(), EndReason::kLength);
+    EXPECT_EQ(sinks[i]->tokens(), tokens_alone(requests[i])) << i;
+  }
+  EXPECT_GE(scheduler.stats().cached_prompt_tokens, 4 * 192);
+}
+
+TEST(Scheduler, AWaitingRequestDoesNotCostThePrefixItWants) {
+  // 24 pages: the first prompt leaves 16 in the prefix cache.
+  Scheduler scheduler(cpu(), vesper(), scheduler_options(2, 352));
+  const LeakCheck leaks(scheduler);
+  const auto prompt = prompt_of(270);
+  start(scheduler, request_of(prompt, 2))->wait();
+  EXPECT_EQ(scheduler.stats().pages_cached, 16);
+  const auto a = start(scheduler, request_of(prompt_of(40, 2), 40));
+  const auto b = start(scheduler, request_of(prompt, 2));
+  EXPECT_EQ(a->wait(), EndReason::kLength);
+  EXPECT_EQ(b->wait(), EndReason::kLength);
+  EXPECT_EQ(b->usage().cached_tokens, 256);
+}
+
+TEST(Scheduler, ManyPoliciesTakeTurns) {
+  Scheduler scheduler(cpu(), vesper(), scheduler_options(4));
+  const LeakCheck leaks(scheduler);
+  std::vector<std::shared_ptr<Recorder>> sinks;
+  for (int i = 0; i < 30; ++i) {
+    Request request = request_of(prompt_of(100), 4);
+    request.policy = sparse_policy("adaptive");
+    request.policy->p = 0.5F + 0.01F * static_cast<float>(i);
+    sinks.push_back(start(scheduler, request));
+  }
+  for (const auto& sink : sinks) EXPECT_EQ(sink->wait(), EndReason::kLength) << sink->error();
+}
+
+TEST(Scheduler, AShutdownSeesARequestThatCameLast) {
+  for (int i = 0; i < 10; ++i) {
+    Scheduler scheduler(cpu(), vesper(), scheduler_options());
+    const auto first = start(scheduler, request_of(prompt_of(8), 1));
+    first->wait();  // the round that ends it may still be on its way
+    const auto last = start(scheduler, request_of(prompt_of(100), 400));
+    scheduler.shutdown(std::chrono::milliseconds(0));
+    EXPECT_TRUE(last->ended());
+  }
+}
+
 TEST(Scheduler, PreemptionChangesNothing) {
   // Room for two sequences at full length, four want it.
   Scheduler scheduler(cpu(), vesper(), scheduler_options(4, 512));
@@ -265,6 +322,8 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
   request.sampling.top_p = 1;
   request.logit_bias = {{-5, 1.0F}};
   refused(request, {"logit_bias", "-5"});
+  request.logit_bias = {{5, std::nanf("")}};
+  refused(request, {"logit_bias", "NaN"});
 }
 
 TEST(Scheduler, AFullQueueAndAShutdownRefuse) {
