@@ -20,12 +20,13 @@ struct GenerateFlags {
   CommonFlags common;
   AttentionFlags attention;
   SamplingFlags sampling;
-  std::string model, prompt, prompt_file, stats;
+  std::string model, prompt, prompt_file, stats, system, chat_template;
   std::int32_t max_tokens = 128;
   std::int32_t context = 0;
   std::int32_t audit_every = 0;
   bool ignore_eos = false;
   bool force = false;
+  bool chat = false;
 };
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -45,6 +46,14 @@ std::string prompt_text(const GenerateFlags& flags) {
   return text;
 }
 
+// The prompt as a user's message, for models trained on conversations.
+std::string chat_text(const Model& model, const GenerateFlags& flags, const std::string& prompt) {
+  std::vector<ChatMessage> messages;
+  if (!flags.system.empty()) messages.push_back({"system", flags.system});
+  messages.push_back({"user", prompt});
+  return model.chat_prompt(messages, true, flags.chat_template);
+}
+
 int run_generate(const GenerateFlags& flags) {
   const SparsePolicy policy = flags.attention.policy();
   (void)Sampler(flags.sampling.options);  // refuses bad ones before the long work
@@ -53,7 +62,9 @@ int run_generate(const GenerateFlags& flags) {
   if (!flags.stats.empty()) stats_file = OutputFile(flags.stats, flags.force);
   const Device device(flags.common.device);
   const Model model = load_model(flags.model, flags.common, flags.attention);
-  const std::vector<std::int32_t> tokens = model.encode(prompt);
+  const std::vector<std::int32_t> tokens =
+      flags.chat ? model.encode(chat_text(model, flags, prompt), /*add_bos=*/false)
+                 : model.encode(prompt);
   if (flags.context > model.info().max_context) {
     throw Error(ErrorCode::kInvalidArgument, "[--ctx] context, got " +
                                                  std::to_string(flags.context) +
@@ -91,6 +102,7 @@ int run_generate(const GenerateFlags& flags) {
   generate_options.max_tokens = flags.max_tokens;
   generate_options.sampling = flags.sampling.options;
   generate_options.stop_at_eos = !flags.ignore_eos;
+  if (flags.chat) generate_options.stop_tokens = model.chat_stop_tokens(flags.chat_template);
   generate_options.on_token = [&](std::int32_t token) {
     const std::string piece = stream.push(token);
     text += piece;
@@ -158,6 +170,14 @@ void add_generate(CLI::App& app, Action& action) {
   source->add_option("--prompt", flags->prompt, "Text to continue");
   source->add_option("--prompt-file", flags->prompt_file, "File with the text to continue");
   source->require_option(1);
+  auto* chat = command->add_flag(
+      "--chat", flags->chat, "Take the prompt as a user's message, in the model's chat template");
+  command->add_option("--system", flags->system, "System message of the conversation")->needs(chat);
+  command
+      ->add_option("--chat-template", flags->chat_template,
+                   "Template to use instead of the model's: chatml, gemma, llama-2, llama-3, "
+                   "mistral-v1, mistral-v3, vicuna, zephyr")
+      ->needs(chat);
   command->add_option("--max-tokens", flags->max_tokens, "Most tokens to generate")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 30));

@@ -40,6 +40,12 @@ struct ModelInfo {
   std::vector<std::int32_t> eos_tokens;
 };
 
+/// One message of a conversation.
+struct ChatMessage {
+  std::string role;  ///< "system", "user" or "assistant"
+  std::string content;
+};
+
 /// A checkpoint folder in Hugging Face form: config.json, safetensors (mapped, not copied),
 /// tokenizer.json or tokenizer.model. Const and thread-safe once loaded; copies share it.
 class TWILIGHT_API Model {
@@ -59,6 +65,20 @@ class TWILIGHT_API Model {
   [[nodiscard]] std::string decode(std::span<const std::int32_t> ids) const;
   /// Bytes one token adds; maybe part of a character.
   [[nodiscard]] std::string token_bytes(std::int32_t id) const;
+
+  /// Whether the checkpoint has a chat template of a known family.
+  [[nodiscard]] bool has_chat_template() const;
+  /// The conversation as the model was trained to read it, ready for the assistant's answer with
+  /// `add_generation_prompt`. The first token is part of the text where the template has it: encode
+  /// with add_bos = false. `family` names a template to use in place of the checkpoint's own:
+  /// chatml, gemma, llama-2, llama-3, mistral-v1, mistral-v3, vicuna, zephyr. Throws Error for a
+  /// checkpoint without a known template, and for roles the template does not know.
+  [[nodiscard]] std::string chat_prompt(std::span<const ChatMessage> messages,
+                                        bool add_generation_prompt = true,
+                                        std::string_view family = {}) const;
+  /// Tokens that end a turn of the assistant, those of ModelInfo::eos_tokens included; `family` as
+  /// above.
+  [[nodiscard]] std::vector<std::int32_t> chat_stop_tokens(std::string_view family = {}) const;
 
   struct Impl;
   [[nodiscard]] const Impl& impl() const { return *impl_; }
@@ -193,6 +213,7 @@ struct GenerateOptions {
   std::int32_t max_tokens = 128;
   SamplingOptions sampling;
   bool stop_at_eos = true;
+  std::vector<std::int32_t> stop_tokens;  ///< end tokens beside the model's own
   /// Called for every token, the first included; returning false ends the generation after it.
   std::function<bool(std::int32_t token)> on_token;
   /// Called after every decode step, when the engine's last_stats are those of the step.

@@ -31,7 +31,10 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const floa
   Sequence* const batch[] = {&sequence};
   while (static_cast<std::int32_t>(result.tokens.size()) < options.max_tokens) {
     const std::int32_t token = sampler.sample(next);
-    if (options.stop_at_eos && std::find(eos.begin(), eos.end(), token) != eos.end()) {
+    const auto ends = [&](const std::vector<std::int32_t>& tokens) {
+      return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
+    };
+    if (options.stop_at_eos && (ends(eos) || ends(options.stop_tokens))) {
       result.reason = FinishReason::kStop;
       return result;
     }

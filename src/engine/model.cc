@@ -23,6 +23,19 @@ Model Model::load(const std::string& directory, const Progress& progress) {
     if (error.code() != ErrorCode::kNotFound) throw;
     impl->no_tokenizer = error.what();
   }
+  try {
+    impl->chat = load_chat_template(directory);
+    if (!impl->chat) {
+      impl->no_chat =
+          cat("[chat template] no template, got folder ", directory,
+              ", accepted one whose tokenizer_config.json has chat_template, or a name: ",
+              ChatTemplate::family_names());
+    }
+  } catch (const Error& error) {
+    // Completions need no template; chat says what is wrong with it.
+    if (error.code() != ErrorCode::kUnsupported) throw;
+    impl->no_chat = error.what();
+  }
   if (impl->tokenizer != nullptr && impl->tokenizer->vocab_size() > config.vocab_size) {
     fail(ErrorCode::kInvalidFile, "model", directory, ": tokenizer vocabulary, got ",
          impl->tokenizer->vocab_size(), " tokens, accepted up to the vocab_size ",

@@ -53,6 +53,18 @@ class Commands(cli_lib.ProgramTest):
             self.assertIn("cpu", self.run_json("info", "--isa", isa, "--threads", 1)["device"])
         self.assertIn("ref", self.run_json("info", "--device", "ref")["device"])
 
+    def test_generate_chat(self):
+        chat = self.generate("--max-tokens", 4, "--chat")
+        refused = run(*chat)
+        self.assertNotEqual(refused.code, 0)
+        self.assertIn("[chat template] no template", refused.err)
+        plain = self.run_json(*self.generate("--max-tokens", 4))
+        report = self.run_json(*chat, "--system", "Be brief.", "--chat-template", "zephyr")
+        self.assertGreater(report["prompt_tokens"], plain["prompt_tokens"])
+        self.assertEqual(len(report["tokens"]), report["generated_tokens"])
+        self.assertIn("accepted chatml", run(*chat, "--chat-template", "alpaca").err)
+        self.assertNotEqual(run(*self.generate("--system", "alone")).code, 0)
+
     def test_generate_text(self):
         flags = self.generate("--max-tokens", 12, *SPARSE)
         result = self.run_ok(*flags)
