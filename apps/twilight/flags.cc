@@ -49,7 +49,8 @@ void AttentionFlags::add(CLI::App& command) {
   command
       .add_option(
           "--selector", selector,
-          "Candidate pages: full, quest, centroid, half_centroid, sub_centroid, streaming, oracle")
+          "Candidate pages: full, quest, centroid, half_centroid, sub_centroid, streaming, oracle, "
+          "or double_sparsity with a profile of calibrate --labels")
       ->group(group);
   command
       .add_option("--candidate-mass", candidate_mass,

@@ -19,6 +19,10 @@ constexpr const char* kFormat = "twilight profile 1";
 template <typename Policy, typename Visit>
 void visit_policy(Policy& policy, const Visit& visit) {
   visit("selector", policy.selector);
+  if (policy.selector == "double_sparsity") {
+    visit("num_labels", policy.num_labels);
+    visit("labels", policy.labels);
+  }
   visit("candidate_fraction", policy.candidate_fraction);
   visit("min_candidates", policy.min_candidates);
   visit("max_candidates", policy.max_candidates);
@@ -148,6 +152,15 @@ void check_profile(const std::string& path, const ModelInfo& info, std::int32_t 
                                                    value.dump() + ", accepted " + theirs.dump() +
                                                    " as " + path + " was calibrated on");
     }
+  }
+  const std::int64_t channels =
+      std::int64_t{info.num_layers} * info.num_kv_heads * profile.policy.num_labels;
+  if (profile.policy.selector == "double_sparsity" &&
+      std::ssize(profile.policy.labels) != channels) {
+    throw Error(ErrorCode::kInvalidArgument, "[--profile] policy.labels, got " +
+                                                 std::to_string(profile.policy.labels.size()) +
+                                                 " channels in " + path + ", accepted " +
+                                                 std::to_string(channels) + " for this model");
   }
   if (profile.page_size != page_size) {
     throw Error(ErrorCode::kInvalidArgument, "[--profile] page size, got --page-size " +

@@ -71,6 +71,7 @@ TWILIGHT_API void twl_context_destroy(twl_context* context);
 
 /* --- policy and key index --------------------------------------------------------------------- */
 
+/* "double_sparsity" of policy.h has no number: its channels have no place in twl_policy. */
 enum twl_selector {
   TWL_SELECTOR_DENSE = 0,       /* attends to everything */
   TWL_SELECTOR_FULL = 1,        /* every page is a candidate */

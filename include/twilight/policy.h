@@ -19,8 +19,8 @@ struct SparsePolicy {
   /// "dense" reads everything and ignores the rest. Otherwise a selector scores pages and yields
   /// candidates: "full" (every page), "quest" (min / max bounds), "centroid" (mean and most deviant
   /// key), "half_centroid" and "sub_centroid" (means of half and of quarter pages), "streaming"
-  /// (sinks and recent pages alone), "oracle" (true weights, reads every key: for tests and
-  /// studies).
+  /// (sinks and recent pages alone), "double_sparsity" (logits on a few label channels), "oracle"
+  /// (true weights, reads every key: for tests and studies).
   std::string selector = "dense";
 
   /// Candidate budget in tokens: clamp(ceil(candidate_fraction * N), min_candidates,
@@ -57,6 +57,12 @@ struct SparsePolicy {
   std::int32_t key_bits = 4;
   /// Bits of Quest summaries: 16 (bf16) or 4.
   std::int32_t summary_bits = 16;
+
+  /// Channels a KV head that "double_sparsity" scores by: a multiple of 16 up to 128.
+  std::int32_t num_labels = 0;
+  /// Their numbers below D, [layers, Hkv, num_labels], ascending in each head. `twilight calibrate
+  /// --labels` finds them for a model; there is no default.
+  std::vector<std::int32_t> labels;
 
   /// Always attended: the first tokens, the last full pages and the open page.
   std::int32_t sink_tokens = 16;

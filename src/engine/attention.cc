@@ -34,8 +34,8 @@ Attention::Impl::Impl(KvCache& cache_in, const SparsePolicy& policy,
       tables(limits.max_seqs,
              (limits.max_tokens + cache.options.page_size - 1) / cache.options.page_size, memory),
       workspace(memory, step.workspace_bytes()) {
-  require(covers(cache.storage.options().index, cache.format_of(policy)), "attention",
-          "the cache lacks the index planes of policy '", policy.name,
+  require(cache.serves(policy), "attention",
+          "the cache lacks the index planes (or label channels) of policy '", policy.name,
           "': make it with that policy or call set_index");
   sequences.reserve(static_cast<std::size_t>(limits.max_seqs));
   old_lengths.reserve(static_cast<std::size_t>(limits.max_seqs));

@@ -55,6 +55,11 @@ class Trial {
     workspace_ = DeviceBuffer(backend.memory(),
                               std::max(sparse_->workspace_bytes(), dense_->workspace_bytes()));
     for (std::size_t i = 0; i < q_.size(); ++i) q_[i] = 2 * noise(i);
+    if (storage_.options().index.summary == SummaryKind::kLabels) {
+      // Those of the first layer: which channels they are costs nothing.
+      const auto row = static_cast<std::size_t>(shape.num_kv_heads * policy.num_labels);
+      storage_.set_labels(std::span(policy.labels).first(std::min(row, policy.labels.size())));
+    }
   }
 
   void grow_to(std::int32_t tokens) {

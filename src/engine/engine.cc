@@ -268,9 +268,7 @@ void Engine::set_policy(const SparsePolicy& policy) {
 
 bool Engine::serves(const SparsePolicy& policy) const {
   validate_policy(policy);
-  const KvCache::Impl& cache = impl_->cache.impl();
-  return covers(cache.storage.options().index,
-                index_format_of(policy, *impl_->device.impl().backend, cache.options.head_dim));
+  return impl_->cache.impl().serves(policy);
 }
 
 std::int32_t Engine::add_policy(const SparsePolicy& policy) {

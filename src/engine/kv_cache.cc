@@ -51,6 +51,7 @@ KvCache::KvCache(const Device& device, const KvCacheOptions& options, const Spar
   storage.dtype = options.dtype;
   storage.index = index_format_of(policy, *device.impl().backend, options.head_dim);
   impl_ = std::make_unique<Impl>(device, options, storage);
+  if (storage.index.summary == SummaryKind::kLabels) impl_->storage.set_labels(policy.labels);
 }
 
 KvCache::~KvCache() = default;
@@ -66,13 +67,19 @@ std::int64_t KvCache::bytes_per_page() const { return impl_->storage.options().b
 
 void KvCache::set_index(const SparsePolicy& policy) {
   validate_policy(policy);
+  if (impl_->serves(policy)) return;
   const IndexFormat have = impl_->storage.options().index;
   IndexFormat need = impl_->format_of(policy);
-  if (covers(have, need)) return;
-  if (need.summary == SummaryKind::kNone) need.summary = have.summary;
+  const bool with_labels = need.summary == SummaryKind::kLabels;
+  if (need.summary == SummaryKind::kNone) {
+    need.summary = have.summary;
+    need.label_channels = have.label_channels;
+  }
   if (need.key_bits == 0) need.key_bits = have.key_bits;
   if (need.value_bits == 0) need.value_bits = have.value_bits;
-  impl_->storage.set_index_format(need);
+  std::vector<std::int32_t> labels = policy.labels;
+  if (!with_labels) labels.assign(impl_->storage.labels().begin(), impl_->storage.labels().end());
+  impl_->storage.set_index_format(need, labels);
 
   // Open pages get a record too; it means nothing and is overwritten when they are sealed.
   std::vector<std::int32_t> used;

@@ -17,7 +17,7 @@ std::int64_t plane_bytes(const KvStorageOptions& options) {
 std::int64_t record_stride(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 std::int64_t summary_stride(const KvStorageOptions& options) {
-  return record_stride(summary_record_bytes(options.index.summary, options.head_dim));
+  return record_stride(summary_record_bytes(options.index, options.page_size, options.head_dim));
 }
 
 std::int64_t estimate_stride(const KvStorageOptions& options) {
@@ -80,8 +80,29 @@ void KvStorage::make_index_planes() {
   }
 }
 
-void KvStorage::set_index_format(const IndexFormat& format) {
+void KvStorage::check_labels(const IndexFormat& format,
+                             std::span<const std::int32_t> labels) const {
+  if (format.summary != SummaryKind::kLabels) return;
+  const std::int64_t count =
+      std::int64_t{options_.num_layers} * options_.num_kv_heads * format.label_channels;
+  require(std::ssize(labels) == count, "kv_cache", "labels, got ", labels.size(),
+          " channels, accepted ", count, " for ", options_.num_layers, " layers of ",
+          options_.num_kv_heads, " KV heads");
+  for (const std::int32_t channel : labels) {
+    require(channel >= 0 && channel < options_.head_dim, "kv_cache", "labels, got channel ",
+            channel, ", accepted 0 to ", options_.head_dim - 1);
+  }
+}
+
+void KvStorage::set_labels(std::span<const std::int32_t> labels) {
+  check_labels(options_.index, labels);
+  labels_.assign(labels.begin(), labels.end());
+}
+
+void KvStorage::set_index_format(const IndexFormat& format, std::span<const std::int32_t> labels) {
+  check_labels(format, labels);
   options_.index = format;
+  labels_.assign(labels.begin(), labels.end());
   make_index_planes();
 }
 
@@ -118,6 +139,10 @@ KeyIndexView KvStorage::index(std::int32_t layer) const {
   view.params = pools.params.data();
   view.params_page_stride = params_stride(options_);
   view.params_head_stride = view.params_page_stride * options_.num_pages;
+  if (options_.index.summary == SummaryKind::kLabels && !labels_.empty()) {
+    view.labels = labels_.data() +
+                  std::int64_t{layer} * options_.num_kv_heads * options_.index.label_channels;
+  }
   return view;
 }
 

@@ -38,16 +38,23 @@ class KvStorage {
   [[nodiscard]] PagedKvView view(std::int32_t layer) const;
   [[nodiscard]] KeyIndexView index(std::int32_t layer) const;
   /// Replaces the index planes by empty ones of another format; records must be computed anew.
-  void set_index_format(const IndexFormat& format);
+  /// `labels` as in set_labels; where they are refused nothing has changed.
+  void set_index_format(const IndexFormat& format, std::span<const std::int32_t> labels = {});
+  /// The channels of kLabels summaries, [layers, Hkv, label_channels]; before pages are sealed.
+  /// Throws Error(kInvalidArgument) where their number or one of them does not fit.
+  void set_labels(std::span<const std::int32_t> labels);
+  [[nodiscard]] std::span<const std::int32_t> labels() const { return labels_; }
 
  private:
   void make_index_planes();
+  void check_labels(const IndexFormat& format, std::span<const std::int32_t> labels) const;
 
   struct Layer {
     DeviceBuffer k, v, summaries, estimates, value_means, params;
   };
   KvStorageOptions options_;
   DeviceMemory* memory_;
+  std::vector<std::int32_t> labels_;
   std::vector<Layer> layers_;
 };
 

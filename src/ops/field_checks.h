@@ -113,13 +113,20 @@ struct FieldChecks {
   }
 
   void format(const IndexFormat& format, const PagedKvView& kv) const {
-    in_range("index.format.summary", static_cast<std::int64_t>(format.summary), 0, 5);
+    in_range("index.format.summary", static_cast<std::int64_t>(format.summary), 0, 6);
     in_range("index.format.layout", static_cast<std::int64_t>(format.layout), 0, 1);
     require(format.key_bits == 0 || format.key_bits == 2 || format.key_bits == 4 ||
                 format.key_bits == 8,
             op, "index.format.key_bits, got ", format.key_bits, ", accepted 0, 2, 4 or 8");
     require(format.value_bits == 0 || format.value_bits == 4, op, "index.format.value_bits, got ",
             format.value_bits, ", accepted 0 or 4");
+    if (format.summary == SummaryKind::kLabels) {
+      const std::int32_t labels = format.label_channels;
+      require(labels >= kLabelUnit && labels <= std::min(kMaxLabels, kv.head_dim) &&
+                  labels % kLabelUnit == 0,
+              op, "index.format.label_channels, got ", labels, ", accepted multiples of ",
+              kLabelUnit, " up to ", std::min(kMaxLabels, kv.head_dim));
+    }
     const int unit = head_dim_unit(format);
     require(kv.head_dim % unit == 0, op, "kv.head_dim, got ", kv.head_dim,
             ", accepted multiples of ", unit, " with this index format");
@@ -127,8 +134,13 @@ struct FieldChecks {
 
   void summaries(const KeyIndexView& index, const PagedKvView& kv) const {
     index_plane("index.summaries", index.summaries, index.summary_page_stride,
-                index.summary_head_stride, summary_record_bytes(index.format.summary, kv.head_dim),
-                kv);
+                index.summary_head_stride,
+                summary_record_bytes(index.format, kv.page_size, kv.head_dim), kv);
+    if (index.format.summary != SummaryKind::kLabels) return;
+    pointer("index.labels", index.labels);
+    for (std::int64_t i = 0; i < std::int64_t{kv.num_kv_heads} * index.format.label_channels; ++i) {
+      in_range("index.labels", index.labels[i], 0, kv.head_dim - 1);
+    }
   }
 
   void estimates(const KeyIndexView& index, const PagedKvView& kv) const {

@@ -86,6 +86,9 @@ struct CopyPagesParams {
 ///
 /// kQuestBf16, kQuest4: max over the group's heads of sum_d max(q_d min_d, q_d max_d), times scale.
 ///
+/// kLabels: max over the page's tokens and the group's heads of sum_c q_c k_c over the label
+/// channels, k as the record holds it, times scale.
+///
 /// kCentroid, kHalfCentroid, kSubCentroid: log of the page's estimated softmax mass over all sealed
 /// pages, mean over the group. With a_i = scale q . mean_i, n_i the tokens it covers, v = scale^2
 /// |q|^2 variance / 2 and b = a_0 + scale q . deviant, a head's log mass of a page is

@@ -40,6 +40,10 @@ enum class SummaryKind : std::int32_t {
   kSubCentroid = 4,
   /// Rotated means of the page's two runs of ceil(P / 2) tokens, 4 bits each: D bytes.
   kHalfCentroid = 5,
+  /// The page's keys on `label_channels` channels a KV head, those of KeyIndexView::labels in that
+  /// order: an estimate record of 4 bits with that many channels for D, always in kTokenLanes
+  /// order.
+  kLabels = 6,
 };
 
 inline constexpr int kSubCentroids = 4;  ///< the most means a summary holds
@@ -64,7 +68,7 @@ inline constexpr int kSubCentroids = 4;  ///< the most means a summary holds
 }
 
 /// Bytes of one (page, KV head) summary; at D = 128: 512 (kQuestBf16), 144 (kQuest4), 128
-/// (kCentroid, kHalfCentroid), 256 (kSubCentroid).
+/// (kCentroid, kHalfCentroid), 256 (kSubCentroid). Not for kLabels, whose size depends on more.
 [[nodiscard]] constexpr std::int64_t summary_record_bytes(SummaryKind kind, int head_dim) {
   switch (kind) {
     case SummaryKind::kNone:
@@ -78,6 +82,8 @@ inline constexpr int kSubCentroids = 4;  ///< the most means a summary holds
       return head_dim;
     case SummaryKind::kSubCentroid:
       return std::int64_t{kSubCentroids} * head_dim / 2;
+    case SummaryKind::kLabels:
+      break;
   }
   return 0;
 }
@@ -148,6 +154,10 @@ static_assert(sizeof(PageParams) == 16);
 // Where the summary holds no centroid, a 2-bit record ends with the page's own: D / 2 bytes.
 inline constexpr int kEstimateTileTokens = 16;
 
+/// Label channels of a KV head are a multiple of the unit, up to the most.
+inline constexpr int kLabelUnit = 16;
+inline constexpr int kMaxLabels = 128;
+
 [[nodiscard]] constexpr std::int64_t estimate_code_bytes(int key_bits, int head_dim) {
   return std::int64_t{kEstimateTileTokens} * head_dim * key_bits / 8;
 }
@@ -166,6 +176,7 @@ struct IndexFormat {
   std::int32_t key_bits = 4;    ///< 0, 2, 4, 8
   std::int32_t value_bits = 0;  ///< 0 or 4
   IndexLayout layout = IndexLayout::kTokenLanes;
+  std::int32_t label_channels = 0;  ///< kLabels: a multiple of kLabelUnit up to kMaxLabels
 
   /// Whether 2-bit records carry the mean they are centred on themselves.
   [[nodiscard]] constexpr bool own_centre() const {
@@ -178,6 +189,15 @@ struct IndexFormat {
 
   friend bool operator==(const IndexFormat&, const IndexFormat&) = default;
 };
+
+/// Bytes of one (page, KV head) summary of any kind; kLabels at P = 16: 192 with 16 channels, 320
+/// with 32.
+[[nodiscard]] constexpr std::int64_t summary_record_bytes(const IndexFormat& format, int page_size,
+                                                          int head_dim) {
+  return format.summary == SummaryKind::kLabels
+             ? estimate_tiles_per_page(page_size) * estimate_tile_bytes(4, format.label_channels)
+             : summary_record_bytes(format.summary, head_dim);
+}
 
 /// Head dimensions a format takes are multiples of this.
 [[nodiscard]] constexpr int head_dim_unit(const IndexFormat& format) {
@@ -214,7 +234,13 @@ struct KeyIndexView {
   std::byte* params = nullptr;  ///< PageParams
   std::int64_t params_page_stride = 0;
   std::int64_t params_head_stride = 0;
+  /// kLabels: [Hkv, label_channels] channels below D; host memory. A property of the model, not of
+  /// the page.
+  const std::int32_t* labels = nullptr;
 
+  [[nodiscard]] constexpr const std::int32_t* head_labels(std::int64_t head) const {
+    return labels + head * format.label_channels;
+  }
   [[nodiscard]] constexpr std::byte* summary(std::int64_t page, std::int64_t head) const {
     return summaries + page * summary_page_stride + head * summary_head_stride;
   }

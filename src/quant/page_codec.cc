@@ -115,6 +115,21 @@ void encode_rotated(const IndexFormat& format, int page_size, int head_dim,
   }
 }
 
+void encode_labels(int channels, int page_size, int head_dim, std::span<const float> keys,
+                   const PageRecords& records) {
+  std::vector<float> gathered;
+  for (int slot = 0; slot < page_size; ++slot) {
+    const auto row = row_of(keys, slot, head_dim);
+    for (int i = 0; i < channels; ++i) {
+      gathered.push_back(row[static_cast<std::size_t>(records.labels[i])]);
+    }
+  }
+  std::memset(records.summary, 0,
+              static_cast<std::size_t>(estimate_tiles_per_page(page_size) *
+                                       estimate_tile_bytes(4, channels)));
+  encode_estimates(IndexLayout::kTokenLanes, 4, page_size, channels, gathered, records.summary);
+}
+
 void encode_value_mean(int page_size, int head_dim, std::span<const float> values,
                        const PageRecords& records) {
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
@@ -148,6 +163,7 @@ PageRecords page_records(const KeyIndexView& index, std::int64_t page, std::int6
   }
   if (format.value_bits != 0) records.value_mean = index.value_mean(page, head);
   if (format.has_params()) records.params = index.page_params(page, head);
+  if (format.summary == SummaryKind::kLabels) records.labels = index.head_labels(head);
   return records;
 }
 
@@ -158,7 +174,7 @@ void copy_records(const KeyIndexView& index, std::int64_t from, std::int64_t to,
   const auto copy = [](void* out, const void* in, std::int64_t bytes) {
     if (out != nullptr) std::memcpy(out, in, static_cast<std::size_t>(bytes));
   };
-  copy(target.summary, source.summary, summary_record_bytes(index.format.summary, head_dim));
+  copy(target.summary, source.summary, summary_record_bytes(index.format, page_size, head_dim));
   copy(target.estimate, source.estimate, estimate_record_bytes(index.format, page_size, head_dim));
   copy(target.value_mean, source.value_mean, nibble_bytes(head_dim));
   copy(target.params, source.params, sizeof(PageParams));
@@ -175,7 +191,9 @@ void encode_page(const IndexFormat& format, int page_size, int head_dim,
   if (num_centroids(format.summary) > 0 || format.key_bits == 2) {
     encode_rotated(format, page_size, head_dim, keys, records);
   }
-  if (num_centroids(format.summary) == 0) {
+  if (format.summary == SummaryKind::kLabels) {
+    encode_labels(format.label_channels, page_size, head_dim, keys, records);
+  } else if (num_centroids(format.summary) == 0) {
     encode_summary(format.summary, page_size, head_dim, keys, records.summary);
   }
   if (format.key_bits == 4 || format.key_bits == 8) {

@@ -17,6 +17,7 @@ struct PageRecords {
   std::byte* centres = nullptr;  ///< in the summary, or at the end of the estimate record
   std::byte* value_mean = nullptr;
   PageParams* params = nullptr;
+  const std::int32_t* labels = nullptr;  ///< channels of a kLabels summary
 };
 
 /// Addresses of the records of a (page, KV head).

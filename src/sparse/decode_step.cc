@@ -39,6 +39,7 @@ IndexFormat index_format_of(const SparsePolicy& policy) {
   const bool estimates = policy.prune && policy.key_bits < 16;
   IndexFormat format;
   format.summary = make_selector(policy)->summary();
+  if (format.summary == SummaryKind::kLabels) format.label_channels = policy.num_labels;
   format.key_bits = estimates ? policy.key_bits : 0;
   format.value_bits = policy.prune && policy.tail ? 4 : 0;
   return format;

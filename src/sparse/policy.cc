@@ -21,6 +21,24 @@ std::int32_t parse_budget(const std::string& preset, std::size_t prefix) {
   return tokens;
 }
 
+// The shape in layers and KV heads is settled where there is a cache.
+void validate_labels(const SparsePolicy& policy) {
+  require(policy.num_labels != 0 || !policy.labels.empty(), "policy",
+          "selector double_sparsity without label channels, accepted a profile with them: twilight "
+          "calibrate --labels --out FILE, then --profile FILE");
+  const std::int32_t count = policy.num_labels;
+  require(count >= kLabelUnit && count <= kMaxLabels && count % kLabelUnit == 0, "policy",
+          "num_labels, got ", count, ", accepted multiples of ", kLabelUnit, " up to ", kMaxLabels);
+  const auto row = static_cast<std::size_t>(count);
+  require(!policy.labels.empty() && policy.labels.size() % row == 0, "policy", "labels, got ",
+          policy.labels.size(), " channels, accepted ", count, " for each layer and KV head");
+  for (std::size_t i = 0; i < policy.labels.size(); ++i) {
+    const std::int32_t least = i % row == 0 ? 0 : policy.labels[i - 1] + 1;
+    require(policy.labels[i] >= least && policy.labels[i] < 512, "policy", "labels[", i, "], got ",
+            policy.labels[i], ", accepted ", least, " to 511, ascending in each head");
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> policy_names() {
@@ -91,6 +109,7 @@ void validate_policy(const SparsePolicy& policy) {
   require(policy.candidate_mass == 0 || num_centroids(selector->summary()) > 0, "policy",
           "candidate_mass with selector '", policy.selector,
           "', accepted centroid, half_centroid, sub_centroid");
+  if (selector->summary() == SummaryKind::kLabels) validate_labels(policy);
   require(policy.criterion == "per_head" || policy.criterion == "group_mean", "policy",
           "criterion, got '", policy.criterion, "', accepted per_head, group_mean");
   require(

@@ -51,6 +51,30 @@ class QuestSelector final : public Selector {
   SummaryKind kind_;
 };
 
+// Yang et al. 2024, "Double Sparsity": the largest logit of the page's tokens on a few channels
+// that calibration found to carry most of q.k.
+class LabelSelector final : public Selector {
+ public:
+  explicit LabelSelector(std::int32_t channels) : channels_(channels) {}
+  [[nodiscard]] std::string_view name() const override { return "double_sparsity"; }
+  [[nodiscard]] SelectMode mode() const override { return SelectMode::kByScore; }
+  [[nodiscard]] SummaryKind summary() const override { return SummaryKind::kLabels; }
+  [[nodiscard]] bool scores_in_backend() const override { return true; }
+  [[nodiscard]] std::int64_t bytes_per_page(const PagedKvView& kv) const override {
+    IndexFormat format;
+    format.summary = SummaryKind::kLabels;
+    format.label_channels = channels_;
+    return summary_record_bytes(format, kv.page_size, kv.head_dim);
+  }
+  void score(Backend& backend, const ScorePagesParams& params, float* /*scratch*/,
+             std::int64_t /*scratch_tokens*/, Workspace workspace) const override {
+    backend.score_pages(params, workspace);
+  }
+
+ private:
+  std::int32_t channels_;
+};
+
 // Estimated softmax mass of a page from means of its keys: see ScorePagesParams.
 class CentroidSelector final : public Selector {
  public:
@@ -156,9 +180,14 @@ std::unique_ptr<Selector> make_selector(const SparsePolicy& policy) {
   if (policy.selector == "sub_centroid") {
     return std::make_unique<CentroidSelector>(SummaryKind::kSubCentroid);
   }
+  if (policy.selector == "double_sparsity") {
+    return std::make_unique<LabelSelector>(policy.num_labels);
+  }
   if (policy.selector == "oracle") return std::make_unique<OracleSelector>();
   fail(ErrorCode::kInvalidArgument, "policy", "unknown selector, got '", policy.selector,
-       "', accepted dense, full, quest, centroid, half_centroid, sub_centroid, streaming, oracle");
+       "', accepted dense, full, quest, centroid, half_centroid, sub_centroid, double_sparsity, "
+       "streaming, "
+       "oracle");
 }
 
 }  // namespace twilight

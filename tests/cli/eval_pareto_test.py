@@ -114,6 +114,40 @@ class ParetoAndCalibrate(cli_lib.ProgramTest):
         self.check_refused(2, ("--attention", "--profile"), "generate", "--model", vesper(),
                            "--prompt", "x", "--attention", "paper", "--profile", name)
 
+    def test_label_channels(self):
+        name = self.file("labels.json")
+        flags = ("calibrate", "--labels", "--label-channels", 16, "--ctx", 300, "--last", 16,
+                 "--attention", "paper", "--dense-layers", 0)
+        report = self.run_json(*flags, "--out", name)
+        profile = self.load(name)
+        model = profile["model"]
+        self.assertEqual(report["label_channels"], 16)
+        self.assertGreater(report["share"], 16 / model["head_dim"])
+        self.assertLess(report["share"], 1)
+        labels = profile["policy"]["labels"]
+        self.assertEqual(labels, report["labels"])
+        self.assertEqual(len(labels), model["layers"] * model["kv_heads"] * 16)
+        for row in range(0, len(labels), 16):
+            head = labels[row:row + 16]
+            self.assertEqual(head, sorted(set(head)))
+            self.assertTrue(0 <= head[0] and head[-1] < model["head_dim"])
+        self.assertEqual(profile["policy"]["selector"], "double_sparsity")
+        self.assertIn("16 of ", self.run_ok(*flags).out)
+        report = self.run_json("eval", "ppl", "--ctx", 600, "--last", 4, "--attention",
+                               "dense,profile", "--profile", name, "--dense-below", 0,
+                               "--min-candidates", 64)
+        self.assertEqual(len(report["results"]), 2)
+        self.check_refused(2, ("double_sparsity without label channels", "calibrate --labels"),
+                           "eval", "ppl", "--attention", "paper", "--selector", "double_sparsity")
+        self.check_refused(2, ("[--label-channels]", "got 24", "multiples of 16"), "calibrate",
+                           "--labels", "--label-channels", 24)
+        self.check_refused(2, ("[calibrate]", "--labels, got dense"), "calibrate", "--labels",
+                           "--attention", "dense")
+        profile["policy"]["labels"] = labels[:16]
+        path = write(self.file("short.json"), json.dumps(profile))
+        self.check_refused(2, ("[--profile]", "policy.labels, got 16", "accepted"), "generate",
+                           "--model", vesper(), "--prompt", "x", "--profile", path)
+
     def test_bad_profiles(self):
         name = self.file("profile.json")
         self.run_ok("calibrate", "--ctx", 300, "--last", 16, "--attention", "paper-full",

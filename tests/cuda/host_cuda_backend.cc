@@ -83,7 +83,7 @@ class MirroredBackend::Transfer {
     };
     const IndexFormat& format = index.format;
     records(index.summaries, index.summary_page_stride, index.summary_head_stride,
-            summary_record_bytes(format.summary, kv.head_dim));
+            summary_record_bytes(format, kv.page_size, kv.head_dim));
     records(index.estimates, index.estimate_page_stride, index.estimate_head_stride,
             estimate_record_bytes(format, kv.page_size, kv.head_dim));
     records(index.value_means, index.value_page_stride, index.value_head_stride,

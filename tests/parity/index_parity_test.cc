@@ -119,6 +119,7 @@ TEST_P(IndexParity, ScorePages) {
   const SummaryKind kind = fixture_.shape().format.summary;
   if (kind == SummaryKind::kNone) GTEST_SKIP() << "no summaries";
   if (num_centroids(kind) > 0) GTEST_SKIP() << "rotated_parity_test.cc has these";
+  if (kind == SummaryKind::kLabels) GTEST_SKIP() << "LabelScores has these";
   run_all([](Backend& backend, StepBuffers& buffers, Workspace workspace) {
     backend.score_pages(buffers.score_params(), workspace);
   });
@@ -165,6 +166,57 @@ TEST_P(IndexParity, ScorePages) {
         return largest * fixture_.scale() + 1e-30;
       };
       expect_close(actual_.scores, expected_.scores, static_cast<std::size_t>(row),
+                   static_cast<std::size_t>(kv.sealed_pages(seq)), bound);
+    }
+  }
+}
+
+// The largest of estimates differs by no more than the estimates do: the rounding of the query on
+// codes centred on 7.5, and sums over the label channels.
+TEST_P(IndexParity, LabelScores) {
+  const IndexFormat& format = fixture_.shape().format;
+  if (format.summary != SummaryKind::kLabels) GTEST_SKIP() << "no label channels";
+  run_all([](Backend& backend, StepBuffers& buffers, Workspace workspace) {
+    backend.score_pages(buffers.score_params(), workspace);
+  });
+  EXPECT_TRUE(same_bits(actual_.scores, threaded_.scores));
+  EXPECT_EQ(count_nan(actual_.scores), count_nan(expected_.scores));
+  const PagedKvView kv = fixture_.kv();
+  const std::int32_t channels = format.label_channels;
+  const std::int64_t group = fixture_.group_size();
+  for (std::int64_t seq = 0; seq < fixture_.num_seqs(); ++seq) {
+    if (!actual_.in_subset(seq)) continue;
+    for (std::int64_t head = 0; head < kv.num_kv_heads; ++head) {
+      const std::int32_t* labels = fixture_.index().head_labels(head);
+      const auto bound = [&](std::size_t page) {
+        const std::byte* record =
+            fixture_.index().summary(kv.page_of(seq, static_cast<std::int64_t>(page)), head);
+        double largest = 0;
+        for (std::int32_t slot = 0; slot < kv.page_size; ++slot) {
+          const std::byte* scales = record +
+                                    slot / kEstimateTileTokens * estimate_tile_bytes(4, channels) +
+                                    estimate_code_bytes(4, channels);
+          const double scale = load_element(DType::kF16, scales, slot % kEstimateTileTokens);
+          const double zero = load_element(DType::kF16, scales + 2 * kEstimateTileTokens,
+                                           slot % kEstimateTileTokens);
+          for (std::int64_t g = 0; g < group; ++g) {
+            const auto q = fixture_.q_row(seq, head * group + g);
+            double q_sum = 0;
+            double q_max = 0;
+            for (std::int32_t c = 0; c < channels; ++c) {
+              const double x = std::fabs(q[static_cast<std::size_t>(labels[c])]);
+              q_sum += x;
+              q_max = std::max(q_max, x);
+            }
+            const double rounded = rounds_queries() ? channels * q_max / 254 * 7.5 * scale : 0;
+            const double magnitude = q_sum * (std::fabs(zero) + 15 * scale);
+            largest = std::max(largest, 1.001 * rounded + magnitude * sum_rounding(channels));
+          }
+        }
+        return largest * fixture_.scale() + 1e-30;
+      };
+      expect_close(actual_.scores, expected_.scores,
+                   static_cast<std::size_t>(actual_.row(seq, head) * actual_.page_stride),
                    static_cast<std::size_t>(kv.sealed_pages(seq)), bound);
     }
   }

@@ -300,6 +300,45 @@ const std::vector<OpCase>& correctness_cases() {
   return cases;
 }
 
+const std::vector<OpCase>& label_cases() {
+  static const std::vector<OpCase> cases = [] {
+    std::vector<OpCase> out;
+    std::uint64_t seed = 700;
+    const auto add = [&](const char* name, std::int32_t head_dim, std::int32_t page_size,
+                         std::int32_t q_heads, DType dtype, IndexFormat format) -> OpCase& {
+      OpCase c = base(name);
+      format.summary = SummaryKind::kLabels;
+      c.shape = {.lengths = {700, 5, 333},
+                 .num_q_heads = q_heads,
+                 .num_kv_heads = 2,
+                 .head_dim = head_dim,
+                 .page_size = page_size,
+                 .dtype = dtype,
+                 .format = format};
+      c.options.seed = ++seed;
+      c.options.distribution = Distribution::kPlanted;
+      return out.emplace_back(std::move(c));
+    };
+    add("labels_bf16", 128, 16, 8, DType::kBf16, {.key_bits = 4, .label_channels = 32});
+    add("labels_f16_d64", 64, 16, 8, DType::kF16, {.key_bits = 8, .label_channels = 16});
+    add("labels_f32_odd_pages", 80, 13, 6, DType::kF32, {.key_bits = 4, .label_channels = 16});
+    add("labels_large_pages", 64, 40, 4, DType::kBf16, {.key_bits = 0, .label_channels = 32})
+        .policy.criterion = PruneCriterion::kNone;
+    add("labels_all_channels", 16, 1, 2, DType::kBf16, {.key_bits = 4, .label_channels = 16});
+    add("labels_group_of_nine", 64, 16, 18, DType::kBf16, {.key_bits = 2, .label_channels = 48});
+    add("labels_tail", 128, 16, 8, DType::kBf16,
+        {.key_bits = 4, .value_bits = 4, .label_channels = 32})
+        .policy.tail = true;
+    for (const NamedDistribution& each : kNamedDistributions) {
+      add((std::string("labels_") + each.name).c_str(), 64, 16, 8, DType::kBf16,
+          {.key_bits = 4, .label_channels = 16})
+          .options.distribution = each.distribution;
+    }
+    return out;
+  }();
+  return cases;
+}
+
 const std::vector<OpCase>& large_cases() {
   static const std::vector<OpCase> cases = make_large_cases();
   return cases;
@@ -309,6 +348,7 @@ std::vector<OpCase> standard_cases() {
   std::vector<OpCase> cases = corner_cases();
   cases.insert(cases.end(), correctness_cases().begin(), correctness_cases().end());
   cases.insert(cases.end(), adaptive_cases().begin(), adaptive_cases().end());
+  cases.insert(cases.end(), label_cases().begin(), label_cases().end());
   return cases;
 }
 
@@ -327,6 +367,12 @@ std::vector<OpCase> in_layout(const std::vector<OpCase>& cases, IndexLayout layo
     out.push_back(std::move(c));
   }
   return out;
+}
+
+std::vector<OpCase> without_labels(std::vector<OpCase> cases) {
+  std::erase_if(cases,
+                [](const OpCase& c) { return c.shape.format.summary == SummaryKind::kLabels; });
+  return cases;
 }
 
 std::ostream& operator<<(std::ostream& out, const OpCase& op_case) { return out << op_case.name; }

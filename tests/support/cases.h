@@ -69,15 +69,20 @@ struct OpCase {
 /// Rotated index planes, the group criterion, selection by mass and the tail, all small: over page
 /// sizes, head dimensions, groups, dtypes and distributions.
 [[nodiscard]] const std::vector<OpCase>& adaptive_cases();
+/// Summaries on label channels, over page sizes, groups, dtypes and estimates.
+[[nodiscard]] const std::vector<OpCase>& label_cases();
 /// A few thousand tokens and more; a second or so each with the scalar reference.
 [[nodiscard]] const std::vector<OpCase>& large_cases();
-/// Corner, correctness and adaptive.
+/// Corner, correctness, adaptive and label.
 [[nodiscard]] std::vector<OpCase> standard_cases();
 /// All of them.
 [[nodiscard]] std::vector<OpCase> all_cases();
 
 /// Those of `cases` whose format a layout can hold, in that layout, with its name at the end.
 [[nodiscard]] std::vector<OpCase> in_layout(const std::vector<OpCase>& cases, IndexLayout layout);
+
+/// Those without label channels.
+[[nodiscard]] std::vector<OpCase> without_labels(std::vector<OpCase> cases);
 
 /// For GoogleTest messages.
 std::ostream& operator<<(std::ostream& out, const OpCase& op_case);

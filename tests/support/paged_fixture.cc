@@ -145,8 +145,12 @@ void PagedFixture::make_pools() {
     data = pool.data();
   };
   const IndexFormat& format = shape_.format;
-  make_plane(summary_record_bytes(format.summary, shape_.head_dim), summaries_, index_.summaries,
-             index_.summary_page_stride, index_.summary_head_stride);
+  if (format.summary == SummaryKind::kLabels) {
+    labels_ = test_labels(shape_.num_kv_heads, shape_.head_dim, format.label_channels);
+    index_.labels = labels_.data();
+  }
+  make_plane(summary_record_bytes(format, shape_.page_size, shape_.head_dim), summaries_,
+             index_.summaries, index_.summary_page_stride, index_.summary_head_stride);
   make_plane(estimate_record_bytes(format, shape_.page_size, shape_.head_dim), estimates_,
              index_.estimates, index_.estimate_page_stride, index_.estimate_head_stride);
   make_plane(format.value_bits == 0 ? 0 : nibble_bytes(shape_.head_dim), value_means_,
@@ -154,6 +158,18 @@ void PagedFixture::make_pools() {
   make_plane(format.has_params() ? static_cast<std::int64_t>(sizeof(PageParams)) : 0, params_,
              index_.params, index_.params_page_stride, index_.params_head_stride);
   clear_index();
+}
+
+std::vector<std::int32_t> test_labels(std::int32_t heads, std::int32_t head_dim,
+                                      std::int32_t channels) {
+  std::vector<std::int32_t> labels;
+  for (std::int32_t head = 0; head < heads; ++head) {
+    const std::int32_t shift = head % std::max(1, head_dim / channels);
+    for (std::int32_t i = 0; i < channels; ++i) {
+      labels.push_back(i * (head_dim / channels) + shift);
+    }
+  }
+  return labels;
 }
 
 void PagedFixture::make_queries() {

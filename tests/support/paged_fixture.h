@@ -49,6 +49,10 @@ struct FixtureOptions {
   bool poison = true;  ///< unread memory is 0xff bytes (NaN in every dtype); false leaves zeros
 };
 
+/// Label channels of `heads` KV heads, evenly spread, another set for each of the first heads.
+[[nodiscard]] std::vector<std::int32_t> test_labels(std::int32_t heads, std::int32_t head_dim,
+                                                    std::int32_t channels);
+
 /// B sequences in a paged cache with their key index and one query token each. Owns all memory.
 /// What nobody may read is poisoned: unused physical pages, padding, slots past the end of a
 /// sequence, index records of open and unused pages, block table entries past the last page. The
@@ -136,6 +140,7 @@ class PagedFixture {
   std::int32_t shared_pages_ = 0;
   std::vector<std::int32_t> spare_;
   std::vector<std::int32_t> block_table_;
+  std::vector<std::int32_t> labels_;
   std::vector<std::int32_t> lens_;
   std::vector<std::int32_t> capacity_pages_;
   std::int64_t q_stride_ = 0;

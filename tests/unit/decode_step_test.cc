@@ -44,6 +44,7 @@ SparsePolicy policy_of(const OpCase& op_case) {
                     : summary == SummaryKind::kCentroid     ? "centroid"
                     : summary == SummaryKind::kSubCentroid  ? "sub_centroid"
                     : summary == SummaryKind::kHalfCentroid ? "half_centroid"
+                    : summary == SummaryKind::kLabels       ? "double_sparsity"
                                                             : "quest";
   policy.candidate_fraction = from.fraction;
   policy.min_candidates = from.min_candidate_tokens;
@@ -59,6 +60,11 @@ SparsePolicy policy_of(const OpCase& op_case) {
   policy.key_bits = from.exact_keys ? 16 : op_case.shape.format.key_bits;
   if (!policy.prune) policy.key_bits = 4;
   policy.summary_bits = op_case.shape.format.summary == SummaryKind::kQuest4 ? 4 : 16;
+  if (summary == SummaryKind::kLabels) {
+    policy.num_labels = op_case.shape.format.label_channels;
+    policy.labels =
+        test_labels(op_case.shape.num_kv_heads, op_case.shape.head_dim, policy.num_labels);
+  }
   policy.sink_tokens = from.forced.sink_tokens;
   policy.recent_pages = from.forced.recent_pages;
   policy.dense_layers = 0;
@@ -289,12 +295,15 @@ TEST_P(DecodeStepCases, MatchesTheOpsAndCountsThem) {
     const bool centroids = case_.policy.mode == SelectMode::kByScore &&
                            (kind == SummaryKind::kCentroid || kind == SummaryKind::kSubCentroid ||
                             kind == SummaryKind::kHalfCentroid);
-    const std::int64_t summary = kind == SummaryKind::kQuestBf16      ? 4 * head_dim
-                                 : kind == SummaryKind::kQuest4       ? head_dim + 16
-                                 : kind == SummaryKind::kCentroid     ? head_dim + 16
-                                 : kind == SummaryKind::kSubCentroid  ? 2 * head_dim + 16
-                                 : kind == SummaryKind::kHalfCentroid ? head_dim + 16
-                                                                      : 0;
+    const std::int64_t summary =
+        kind == SummaryKind::kQuestBf16      ? 4 * head_dim
+        : kind == SummaryKind::kQuest4       ? head_dim + 16
+        : kind == SummaryKind::kCentroid     ? head_dim + 16
+        : kind == SummaryKind::kSubCentroid  ? 2 * head_dim + 16
+        : kind == SummaryKind::kHalfCentroid ? head_dim + 16
+        : kind == SummaryKind::kLabels
+            ? (page_size + 15) / 16 * (8 * case_.shape.format.label_channels + 64)
+            : 0;
     const bool own_centre = kind != SummaryKind::kCentroid && kind != SummaryKind::kSubCentroid &&
                             kind != SummaryKind::kHalfCentroid;
     const std::int64_t tiles = (page_size + 15) / 16;

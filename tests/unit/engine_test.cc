@@ -170,6 +170,54 @@ TEST(Engine, PolicyChangesOnAFilledCache) {
   }
 }
 
+// Label channels: another set, forks, truncation and a change of policy leave what a new cache has.
+TEST(Engine, LabelChannelsOnAFilledCache) {
+  const ModelInfo& info = vesper().info();
+  const auto policy_with = [&](std::int32_t first) {
+    SparsePolicy policy = sparse_policy();
+    policy.selector = "double_sparsity";
+    policy.num_labels = 16;
+    for (std::int32_t i = 0; i < info.num_layers * info.num_kv_heads * 16; ++i) {
+      policy.labels.push_back(first + 2 * (i % 16));
+    }
+    return policy;
+  };
+  const auto tokens = some_tokens(300, 13);
+  const auto next = some_tokens(20, 14);
+  const auto fresh = [&](const SparsePolicy& policy) {
+    Engine engine(cpu(), vesper(), options_of(policy));
+    Sequence sequence = engine.cache().new_sequence();
+    prefill(engine, sequence, tokens);
+    return decode_all(engine, sequence, next);
+  };
+  const Logits low = fresh(policy_with(0));
+  const Logits high = fresh(policy_with(1));
+  EXPECT_FALSE(same_bits(low, high));
+  Engine engine(cpu(), vesper(), options_of(make_policy("dense")));
+  Sequence sequence = engine.cache().new_sequence();
+  prefill(engine, sequence, tokens);
+  for (const std::int32_t first : {0, 1, 0}) {
+    engine.set_policy(policy_with(first));
+    EXPECT_TRUE(engine.serves(policy_with(first)));
+    EXPECT_FALSE(engine.serves(policy_with(1 - first)));
+    Sequence child = sequence.fork();
+    EXPECT_TRUE(same_bits(decode_all(engine, child, next), first == 0 ? low : high));
+    decode_all(engine, child, some_tokens(20, 15));
+    child.truncate(300);
+    EXPECT_TRUE(same_bits(decode_all(engine, child, next), first == 0 ? low : high));
+  }
+  SparsePolicy bad = policy_with(0);
+  bad.labels.resize(16);
+  expect_error(ErrorCode::kInvalidArgument, {"[kv_cache]", "labels, got 16 channels", "accepted"},
+               [&] { engine.set_policy(bad); });
+  bad = policy_with(0);
+  bad.labels.back() = info.head_dim;
+  expect_error(ErrorCode::kInvalidArgument, {"[kv_cache]", "labels, got channel", "accepted 0 to"},
+               [&] { engine.set_policy(bad); });
+  Sequence after = sequence.fork();
+  EXPECT_TRUE(same_bits(decode_all(engine, after, next), low));
+}
+
 TEST(Engine, BatchEqualsEachAlone) {
   EngineOptions options = options_of(sparse_policy(), 320);
   // More rows than the matrix-vector kernels would take by themselves.

@@ -125,8 +125,7 @@ TEST(Policy, EveryBadFieldIsNamed) {
   };
   const std::vector<Bad> bads = {
       {"selector, got 'best', accepted dense, full, quest, centroid, half_centroid, sub_centroid, "
-       "streaming, "
-       "oracle",
+       "double_sparsity, streaming, oracle",
        [](SparsePolicy& p) { p.selector = "best"; }},
       {"] p, got 0", [](SparsePolicy& p) { p.p = 0; }},
       {"] p, got 1.5", [](SparsePolicy& p) { p.p = 1.5F; }},
@@ -179,6 +178,25 @@ TEST(Policy, EveryBadFieldIsNamed) {
       {"far_floor, got nan", [](SparsePolicy& p) { p.far_floor = kNan; }},
       {"key_bits, got 5, accepted 2, 4, 8, 16", [](SparsePolicy& p) { p.key_bits = 5; }},
       {"key_bits, got 0", [](SparsePolicy& p) { p.key_bits = 0; }},
+      {"selector double_sparsity without label channels, accepted a profile",
+       [](SparsePolicy& p) { p.selector = "double_sparsity"; }},
+      {"num_labels, got 12, accepted multiples of 16 up to 128",
+       [](SparsePolicy& p) {
+         p.selector = "double_sparsity";
+         p.num_labels = 12;
+       }},
+      {"labels, got 15 channels",
+       [](SparsePolicy& p) {
+         p.selector = "double_sparsity";
+         p.num_labels = 16;
+         p.labels.resize(15);
+       }},
+      {"labels[1], got 0, accepted 1",
+       [](SparsePolicy& p) {
+         p.selector = "double_sparsity";
+         p.num_labels = 16;
+         p.labels.resize(16);
+       }},
       {"summary_bits, got 8, accepted 4, 16", [](SparsePolicy& p) { p.summary_bits = 8; }},
   };
   for (const Bad& bad : bads) {

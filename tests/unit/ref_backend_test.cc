@@ -100,6 +100,7 @@ constexpr SelectorKind kSelectors[] = {
     {"centroid", SelectMode::kByScore, SummaryKind::kCentroid},
     {"sub_centroid", SelectMode::kByScore, SummaryKind::kSubCentroid},
     {"half_centroid", SelectMode::kByScore, SummaryKind::kHalfCentroid},
+    {"labels", SelectMode::kByScore, SummaryKind::kLabels},
     {"streaming", SelectMode::kForcedOnly, SummaryKind::kNone}};
 
 class RefOptions : public ::testing::TestWithParam<std::tuple<int, int>> {
@@ -132,6 +133,7 @@ class RefOptions : public ::testing::TestWithParam<std::tuple<int, int>> {
                          .page_size = page_size,
                          .dtype = DType::kBf16,
                          .format = {selector.summary, bits == 16 ? 0 : bits, tail ? 4 : 0}};
+              if (selector.summary == SummaryKind::kLabels) c.shape.format.label_channels = 16;
               constexpr Distribution kKinds[] = {Distribution::kPlanted, Distribution::kNormal,
                                                  Distribution::kTiedGroups};
               c.options.seed = ++seed;

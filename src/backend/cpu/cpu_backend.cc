@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/cpu/label_scores.h"
 #include "core/check.h"
 
 namespace twilight {
@@ -31,6 +32,12 @@ Support CpuBackend::supports(const StepCaps& caps, DType /*cache_dtype*/,
   }
   if (format.layout != IndexLayout::kTokenLanes) {
     return {false, "index layout kMma, accepted kTokenLanes"};
+  }
+  if (format.summary == SummaryKind::kLabels && caps.num_kv_heads > 0 &&
+      caps.num_q_heads / caps.num_kv_heads * label_row(caps.page_size) > kLabelScratch) {
+    return {false, cat("query heads of a KV head times page_size ",
+                       caps.num_q_heads / caps.num_kv_heads * label_row(caps.page_size),
+                       ", accepted up to ", kLabelScratch, " with selector double_sparsity")};
   }
   return {};
 }

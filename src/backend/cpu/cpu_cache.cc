@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/label_scores.h"
 #include "quant/page_codec.h"
 
 namespace twilight::cpu {
@@ -57,6 +58,9 @@ void CpuBackend::do_seal_pages(const SealPagesParams& params) {
   pool_.parallel_for(params.num_pages, [&](std::int64_t i, int) {
     alignas(kBufferAlignment) std::byte scratch[seal_scratch_bytes(kMaxHeadDim)];
     for (int head = 0; head < params.kv.num_kv_heads; ++head) {
+      if (format.summary == SummaryKind::kLabels) {
+        seal_labels(index_, params.kv, params.index, params.pages[i], head, scratch);
+      }
       index_.seal_page(params.kv, params.index, params.pages[i], head, scratch);
     }
   });

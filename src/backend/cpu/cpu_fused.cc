@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/label_scores.h"
 #include "backend/cpu/select_plan.h"
 #include "backend/cpu/unit_stages.h"
 
@@ -93,6 +94,7 @@ void CpuBackend::do_select_and_prune(const SelectAndPruneParams& params, Workspa
   // Scores made of masses leave the dots that 2-bit estimates are centred on.
   const int centres = num_centroids(params.score.index.format.summary);
   const bool by_mass = with_scores && centres > 0;
+  const bool by_labels = params.score.index.format.summary == SummaryKind::kLabels;
   const bool reads_index = with_estimates && !params.estimate.exact_keys;
   const bool with_dots = by_mass && reads_index && params.estimate.index.format.key_bits == 2;
   const bool masses_given = params.score.log_masses != nullptr;
@@ -153,7 +155,11 @@ void CpuBackend::do_select_and_prune(const SelectAndPruneParams& params, Workspa
     return index_unit(params.estimate, unit.seq, static_cast<std::int32_t>(unit.head));
   };
   const auto prepare_scores = [&](const Unit& unit) {
-    (by_mass ? index_.prepare_masses : index_.prepare_scores)(score_unit(unit), unit.score_query);
+    if (by_labels) {
+      prepare_labels(index_, score_unit(unit), unit.score_query);
+    } else {
+      (by_mass ? index_.prepare_masses : index_.prepare_scores)(score_unit(unit), unit.score_query);
+    }
   };
   const auto prepare_estimates = [&](const Unit& unit) {
     if (reads_index) index_.prepare_estimates(estimate_unit(unit), unit.estimate_query);
@@ -164,6 +170,8 @@ void CpuBackend::do_select_and_prune(const SelectAndPruneParams& params, Workspa
     if (by_mass) {
       index_.log_masses(score_unit(unit), unit.score_query, begin, end, unit.masses,
                         unit.mass_stride, unit.dots, padded_row(pages));
+    } else if (by_labels) {
+      score_labels(index_, score_unit(unit), unit.score_query, begin, end, unit.scores);
     } else {
       index_.score_pages(score_unit(unit), unit.score_query, begin, end, unit.scores);
     }

@@ -2,6 +2,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/kernels/select.h"
+#include "backend/cpu/label_scores.h"
 
 namespace twilight::cpu {
 namespace {
@@ -141,14 +142,26 @@ void CpuBackend::do_score_pages(const ScorePagesParams& params, Workspace worksp
     score_by_mass(params, arena);
     return;
   }
+  const bool labels = params.index.format.summary == SummaryKind::kLabels;
   for_each_tile(
       pool_, params, arena, tile_pages(kScoreTaskTokens, params.kv.page_size),
       [&](std::int32_t seq, std::int32_t) { return params.kv.sealed_pages(seq); },
-      index_.prepare_scores,
+      [&](const IndexUnit& unit, std::byte* query) {
+        if (labels) {
+          prepare_labels(index_, unit, query);
+        } else {
+          index_.prepare_scores(unit, query);
+        }
+      },
       [&](const IndexUnit& unit, const std::byte* query, std::int64_t begin, std::int64_t end,
           float*) {
         const std::int64_t row = std::int64_t{unit.seq} * params.kv.num_kv_heads + unit.kv_head;
-        index_.score_pages(unit, query, begin, end, params.scores + row * params.page_stride);
+        float* scores = params.scores + row * params.page_stride;
+        if (labels) {
+          score_labels(index_, unit, query, begin, end, scores);
+        } else {
+          index_.score_pages(unit, query, begin, end, scores);
+        }
       });
 }
 

@@ -111,6 +111,9 @@ Support CudaBackend::supports(const StepCaps& caps, DType /*cache_dtype*/,
     return no("query heads of a KV head times head_dim ", group * caps.head_dim,
               ", accepted up to ", kMaxGroupChannels);
   }
+  if (format.summary == SummaryKind::kLabels) {
+    return no("selector double_sparsity, accepted the others (cpu and ref have it)");
+  }
   const int unit = head_dim_unit(format);
   if (caps.head_dim % unit != 0) {
     return no("head_dim ", caps.head_dim, ", accepted multiples of ", unit,

@@ -18,11 +18,46 @@ const float* query(const QueryView& q, std::int64_t seq, std::int64_t q_head,
   return q.data + seq * q.seq_stride + q_head * head_dim;
 }
 
+/// The largest q.k over the page's tokens and the group's heads, on the label channels alone.
+void score_labels(const ScorePagesParams& params) {
+  const PagedKvView& kv = params.kv;
+  const std::int64_t group = params.q.num_heads / kv.num_kv_heads;
+  const std::int32_t channels = params.index.format.label_channels;
+  std::vector<float> key(static_cast<std::size_t>(channels));
+  for (std::int64_t i = 0; i < params.seqs.count; ++i) {
+    const std::int64_t seq = params.seqs.at(i);
+    for (std::int64_t head = 0; head < kv.num_kv_heads; ++head) {
+      float* scores = params.scores + (seq * kv.num_kv_heads + head) * params.page_stride;
+      const std::int32_t* labels = params.index.head_labels(head);
+      for (std::int64_t page_idx = 0; page_idx < kv.sealed_pages(seq); ++page_idx) {
+        const std::byte* record = params.index.summary(kv.page_of(seq, page_idx), head);
+        double best = -kInfinity;
+        for (std::int32_t slot = 0; slot < kv.page_size; ++slot) {
+          decode_estimate(IndexLayout::kTokenLanes, 4, kv.page_size, channels, record, slot, key);
+          for (std::int64_t g = 0; g < group; ++g) {
+            const float* q = query(params.q, seq, head * group + g, kv.head_dim);
+            double sum = 0;
+            for (std::int32_t c = 0; c < channels; ++c) {
+              sum += double{q[labels[c]]} * double{key[static_cast<std::size_t>(c)]};
+            }
+            best = std::max(best, sum);
+          }
+        }
+        scores[page_idx] = static_cast<float>(best * double{params.scale});
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void RefBackend::do_score_pages(const ScorePagesParams& params, Workspace /*workspace*/) {
   if (num_centroids(params.index.format.summary) > 0) {
     score_by_mass(params);
+    return;
+  }
+  if (params.index.format.summary == SummaryKind::kLabels) {
+    score_labels(params);
     return;
   }
   const PagedKvView& kv = params.kv;
