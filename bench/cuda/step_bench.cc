@@ -25,7 +25,8 @@
 /// sequence and head, random page tables, cold L2 (batches walk through all sequences of the pool
 /// inside one graph). Usage: step_bench OUT.json [--config heads:batch:ctx:preset:fraction[:p]]...
 /// [--shape threads:cluster] [--no-baseline] [--stages]. Without --config runs the whole table.
-/// Presets: adaptive (kHalfCentroid, p 0.85), centroid (the same with kCentroid), paper (p 0.95).
+/// Presets: adaptive (kSubCentroid, p 0.85), halves and centroid (the same with kHalfCentroid,
+/// kCentroid), paper (p 0.95).
 namespace twilight {
 namespace {
 
@@ -82,8 +83,8 @@ Times time_graph(int steps, const std::function<void(cudaStream_t)>& body) {
   return {us[us.size() / 2], us.front(), us.back()};
 }
 
-enum class Preset { kAdaptive, kCentroid, kPaper };
-constexpr const char* kPresetNames[] = {"adaptive", "centroid", "paper"};
+enum class Preset { kAdaptive, kHalves, kCentroid, kPaper };
+constexpr const char* kPresetNames[] = {"adaptive", "halves", "centroid", "paper"};
 
 struct Config {
   int kv_heads = 8;
@@ -124,7 +125,8 @@ class World {
     format_ = preset == Preset::kPaper
                   ? IndexFormat{SummaryKind::kQuestBf16, 4, 0, IndexLayout::kMma}
                   : IndexFormat{preset == Preset::kCentroid ? SummaryKind::kCentroid
-                                                            : SummaryKind::kHalfCentroid,
+                                : preset == Preset::kHalves ? SummaryKind::kHalfCentroid
+                                                            : SummaryKind::kSubCentroid,
                                 2, 4, IndexLayout::kMma};
     index_.format = format_;
     const auto pool = [&](std::byte*& data, std::int64_t& page, std::int64_t& head,
@@ -458,10 +460,15 @@ struct Bench {
     kept_mean /= double(kept.size());
     page_mean /= double(pages.size());
     const double problems = double(c.batch) * c.kv_heads;
-    // Summaries with their parameters; records, and what the tail reads; kept rows.
-    const double bytes =
-        problems * (c.paper() ? c.ctx / 16 * 512.0 + page_mean * 1088 + kept_mean * 512
-                              : c.ctx / 16 * 144.0 + page_mean * (544 + 66) + kept_mean * 512);
+    // Summaries with their parameters; records, and what the tail reads; kept rows. Four means of
+    // a candidate are read twice.
+    const bool four = c.preset == Preset::kAdaptive;
+    const double page_bytes = c.paper() ? 1088 : 544 + 66 + (four ? 272 : 0);
+    const double bytes = problems * (c.ctx / 16 *
+                                         (c.paper() ? 512.0
+                                          : four    ? 272.0
+                                                    : 144.0) +
+                                     page_mean * page_bytes + kept_mean * 512);
     const double rate = bytes / t.median * 1e-6;
     std::printf(
         "32/%-2d B %2d ctx %6d %-8s %.3f p %.2f shape %d:%d%s | %7.1f us (%.1f-%.1f) | %6.1f MB "
@@ -579,7 +586,8 @@ int main(int argc, char** argv) {
                   &c.fraction, &c.p);
       const auto* const at = std::ranges::find(kPresetNames, std::string_view(preset));
       if (at == std::end(kPresetNames)) {
-        std::fprintf(stderr, "preset, got %s, accepted adaptive, centroid, paper\n", preset);
+        std::fprintf(stderr, "preset, got %s, accepted adaptive, halves, centroid, paper\n",
+                     preset);
         return 2;
       }
       c.preset = static_cast<Preset>(at - kPresetNames);

@@ -278,8 +278,9 @@ std::vector<OpCase> cases(bool tuned_only) {
     c.shape.page_size = 16;
     c.shape.dtype = dtype;
     c.shape.format = paper ? IndexFormat{SummaryKind::kQuestBf16, 4, 0, IndexLayout::kMma}
-                           : IndexFormat{name.starts_with("halves") ? SummaryKind::kHalfCentroid
-                                                                    : SummaryKind::kCentroid,
+                           : IndexFormat{name.starts_with("halves")     ? SummaryKind::kHalfCentroid
+                                         : name.starts_with("quarters") ? SummaryKind::kSubCentroid
+                                                                        : SummaryKind::kCentroid,
                                          2, 4, IndexLayout::kMma};
     c.options.distribution = distribution;
     c.options.seed = list.size() + 1;
@@ -298,7 +299,7 @@ std::vector<OpCase> cases(bool tuned_only) {
                                              {"equal", D::kAllEqual},  {"tied", D::kTiedGroups},
                                              {"one", D::kOneDominant}, {"sink", D::kSinkDominated},
                                              {"zero", D::kZeroRange},  {"wide", D::kWide}};
-  for (const std::string scheme : {"adaptive_", "halves_", "paper_"}) {
+  for (const std::string scheme : {"adaptive_", "halves_", "quarters_", "paper_"}) {
     const bool paper = scheme == "paper_";
     for (const auto& [name, kind] : kinds) {
       add(scheme + name, paper, 4, 128, DType::kBf16, kind, ragged);

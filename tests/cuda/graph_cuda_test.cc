@@ -268,7 +268,16 @@ INSTANTIATE_TEST_SUITE_P(
                    p.selector = "sub_centroid";
                    p.criterion = "per_head";
                  },
-                 14, 96, 64}),
+                 14, 96, 64},
+        // The fused step's summaries with two and four means; the preset has four.
+        StepCase{"half_centroid_fused", "adaptive",
+                 [](SparsePolicy& p) { p.selector = "half_centroid"; }},
+        StepCase{"half_centroid_fused_f16", "adaptive",
+                 [](SparsePolicy& p) { p.selector = "half_centroid"; }, 16, 64, 16, DType::kF16},
+        StepCase{"sub_centroid_fused", "adaptive", nullptr},
+        StepCase{"sub_centroid_fused_f16", "adaptive", nullptr, 16, 64, 16, DType::kF16},
+        StepCase{"sub_centroid_fused_mass", "adaptive",
+                 [](SparsePolicy& p) { p.candidate_mass = 0.9; }, 2}),
     [](const auto& param) { return std::string(param.param.name); });
 
 TEST(OracleCuda, SelectsLikeTheReference) {

@@ -117,6 +117,11 @@ __device__ __forceinline__ std::uint32_t load_stream4(const std::uint8_t* at) {
   asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(at));
   return v;
 }
+__device__ __forceinline__ std::uint32_t load_stream2(const std::uint8_t* at) {
+  std::uint16_t v;
+  asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(at));
+  return v;
+}
 
 /// Asks for the 128-byte line of an address, into L2.
 __device__ __forceinline__ void prefetch_line(const std::uint8_t* at) {

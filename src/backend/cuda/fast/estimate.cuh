@@ -2,6 +2,7 @@
 #define TWILIGHT_BACKEND_CUDA_FAST_ESTIMATE_CUH_
 
 #include "backend/cuda/fast/prune.cuh"
+#include "backend/cuda/fast/quarters.cuh"
 #include "backend/cuda/fast/quest.cuh"
 #include "backend/cuda/fast/score.cuh"
 
@@ -127,11 +128,13 @@ __device__ __forceinline__ void estimate_page(const Step<C>& step, const Estimat
              (second.y * heads.offset[set] - heads.norm[set]);
     } else {
       const float2 scale = f16_pair(record.scales.x);
-      // Tokens g are of the page's first half, tokens g + 8 of its second.
+      // Of two means tokens g + 8 have the second; of four, tokens g have mean g / 4, tokens g + 8
+      // mean 2 + g / 4.
       const float* centres =
           step.page_values() + i * C::kMeans * C::kHeads + (head < C::kHeads ? head : 0);
+      if constexpr (C::kMeans == 4) centres += step.g() / 4 * C::kHeads;
       const float centre = centres[0];
-      const float second = C::kMeans == 2 ? centres[C::kHeads] : centre;
+      const float second = C::kMeans > 1 ? centres[C::kMeans / 2 * C::kHeads] : centre;
       const float unit = heads.unit[set];
       // 4 x + 1.5 * 2^23 over 4 lacks three quarters of 1.5 * 2^23.
       e[0] = fmaf(scale.x, fmaf(unit, product[0], -heads.offset[set]), centre);
@@ -207,6 +210,7 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
   constexpr int kW = C::kWarps;
   int i = step.warp();
   if (i < count) {
+    if constexpr (C::kCentresAgain) centre_products(step, q);
     const int end = count - 1;
     EstimateRecord<C> a[2];
     EstimateRecord<C> b[2];
@@ -280,7 +284,7 @@ __device__ void estimate(const Step<C>& step) {
     if (fits || attempt == 1) break;
     // The page model was far off: shift by the largest estimate instead.
     cluster_sync<C::kCluster>();
-    if constexpr (!C::kPaper) {
+    if constexpr (!C::kPaper && !C::kCentresAgain) {
 #pragma unroll 1
       for (int i = step.tid(); i < step.owned_sealed() * C::kMeans * C::kHeads; i += C::kThreads) {
         const int head = i % C::kHeads;

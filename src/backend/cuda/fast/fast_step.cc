@@ -12,6 +12,7 @@ constexpr int kPageTokens = 16;
 constexpr int kChunkTokens = 1024;
 constexpr int kHistogramBytes = 4096;
 constexpr int kBoundaryBytes = 1024;
+constexpr int kLeastL1Bytes = 32 * 1024;
 
 int padded_heads(int group) { return group <= 1 ? 1 : group <= 4 ? 4 : 8; }
 
@@ -24,8 +25,8 @@ bool compiled(int dim, int heads, StepShape shape) {
                         (shape.threads == 512 && shape.cluster == 2));
 }
 
-bool is_halves(const SparseStepParams& params) {
-  return params.prune.estimate.index.format.summary == SummaryKind::kHalfCentroid;
+int means_of(const SparseStepParams& params) {
+  return num_centroids(params.prune.estimate.index.format.summary);
 }
 
 std::int64_t align16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -47,14 +48,15 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, in
   out.max_candidates = static_cast<std::int32_t>((candidates + 3) / 4 * 4);
   out.owned = static_cast<std::int32_t>((owned + 7) / 8 * 8);
 
-  std::int64_t at = paper ? 0 : own_tiles * 16 * heads * 4;
+  // Masses and centre products, or masses alone.
+  std::int64_t at = paper ? 0 : own_tiles * 16 * heads * (means == 4 ? 2 : 4);
   const auto take = [&](std::int32_t& field, std::int64_t bytes) {
     field = static_cast<std::int32_t>(std::min<std::int64_t>(at, 1 << 30));
     at += align16(bytes);
   };
   take(out.second_centres, means == 2 ? own_tiles * 16 * heads * 2 : 0);
   take(out.tile_mass, paper ? 0 : tiles * heads * 8);
-  take(out.tile_centre, paper ? 0 : own_tiles * heads * 4);
+  take(out.tile_centre, paper || means == 4 ? 0 : own_tiles * heads * 4);
   take(out.keys, tiles * 16 * (paper ? 4 : 2));
   std::int64_t region = at;
 
@@ -118,8 +120,8 @@ Plan plan_of(const SparseStepParams& params, int device, const StepOptions& opti
   const std::int64_t problems = std::int64_t{params.attend.seqs.count} * kv.num_kv_heads;
   const auto layout = [&](StepShape shape) {
     return layout_of(params.prune.score.page_stride, params.prune.prune.candidate_stride, paper,
-                     is_halves(params) ? 2 : 1, params.prune.select.mass > 0, kv.head_dim, heads,
-                     shape);
+                     std::max(means_of(params), 1), params.prune.select.mass > 0, kv.head_dim,
+                     heads, shape);
   };
   std::vector<StepShape> shapes;
   if (options.shape.threads != 0) {
@@ -140,8 +142,11 @@ Plan plan_of(const SparseStepParams& params, int device, const StepOptions& opti
     const SmemLayout smem = layout(shape);
     if (smem.bytes > limits.block_bytes) continue;
     if (best.shape.threads == 0) best = {shape, smem};
-    // Small blocks pay where enough of them fit to fill a multiprocessor's threads.
-    const bool fills = std::int64_t{smem.bytes + 1024} * (1024 / shape.threads) <= limits.sm_bytes;
+    // Small blocks pay where enough of them fill a multiprocessor's threads and leave it L1: 64 x
+    // 32k tokens with N / 4 candidates take 259 us in one block of 1024, 292 us in two of 512 that
+    // leave 28 KB.
+    const bool fills =
+        std::int64_t{smem.bytes + 1024} * (1024 / shape.threads) <= limits.sm_bytes - kLeastL1Bytes;
     if (shape.cluster > 1 || fills || shape.threads == 1024 || problems <= limits.sms) {
       best = {shape, smem};
       break;
@@ -164,9 +169,8 @@ Support fast_step_supports(const SparseStepParams& params, int device, const Ste
   const IndexFormat& format = step.estimate.index.format;
   const PruneCriterion criterion = step.prune.criterion;
   if (step.select.mode != SelectMode::kByScore) return no("selection not by score");
-  const bool adaptive = criterion == PruneCriterion::kGroupMean &&
-                        (format.summary == SummaryKind::kCentroid || is_halves(params)) &&
-                        format.key_bits == 2;
+  const bool adaptive =
+      criterion == PruneCriterion::kGroupMean && means_of(params) > 0 && format.key_bits == 2;
   const bool paper = criterion == PruneCriterion::kPerHead &&
                      format.summary == SummaryKind::kQuestBf16 && format.key_bits == 4 &&
                      params.attend.tail.mass == nullptr && step.select.mass <= 0;
@@ -260,10 +264,11 @@ void launch_fast_step(const SparseStepParams& params, const cuda::DeviceSubset& 
   launch.cluster = plan.shape.cluster;
   launch.problems = params.attend.seqs.count * kv.num_kv_heads;
   const bool f16 = kv.dtype == DType::kF16;
-  const StepLauncher launcher = paper ? (f16 ? launch_paper_f16 : launch_paper_bf16)
-                                : is_halves(params)
-                                    ? (f16 ? launch_halves_f16 : launch_halves_bf16)
-                                    : (f16 ? launch_adaptive_f16 : launch_adaptive_bf16);
+  const int means = means_of(params);
+  const StepLauncher launcher = paper        ? (f16 ? launch_paper_f16 : launch_paper_bf16)
+                                : means == 4 ? (f16 ? launch_quarters_f16 : launch_quarters_bf16)
+                                : means == 2 ? (f16 ? launch_halves_f16 : launch_halves_bf16)
+                                             : (f16 ? launch_adaptive_f16 : launch_adaptive_bf16);
   const cudaError_t error = launcher(launch, args, stream);
   require(error == cudaSuccess, "fast_step", "launch, got ", cudaGetErrorString(error));
 }

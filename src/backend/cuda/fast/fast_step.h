@@ -41,7 +41,6 @@ struct StepLaunch {
   int heads = 0;  ///< 1, 2, 4, 8
   int threads = 0;
   int cluster = 0;
-  bool f16 = false;
   int problems = 0;
 };
 using StepLauncher = cudaError_t (*)(const StepLaunch& launch, const StepArgs& args,
@@ -50,6 +49,8 @@ cudaError_t launch_adaptive_bf16(const StepLaunch& launch, const StepArgs& args,
 cudaError_t launch_adaptive_f16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 cudaError_t launch_halves_bf16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 cudaError_t launch_halves_f16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
+cudaError_t launch_quarters_bf16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
+cudaError_t launch_quarters_f16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 cudaError_t launch_paper_bf16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 cudaError_t launch_paper_f16(const StepLaunch& launch, const StepArgs& args, cudaStream_t s);
 

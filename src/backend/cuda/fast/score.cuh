@@ -213,7 +213,9 @@ __device__ void mass_keys(const Step<C>& step) {
 #pragma unroll
     for (int h = 0; h < C::kHeads; ++h) {
       if (h < group) {
-        const std::uint32_t steps = step.scores()[i * C::kHeads + h] & 0xffffU;
+        const int at = i * C::kHeads + h;
+        const std::uint32_t steps =
+            C::kCentresAgain ? step.mass_scores()[at] : step.scores()[at] & 0xffffU;
         x[h] = step.tile_mass()[tile * C::kHeads + h].x - step.s.norm[h] -
                static_cast<float>(steps) * (1.0F / kLogSteps);
         top = fmaxf(top, x[h]);
@@ -236,7 +238,7 @@ __device__ void mass_keys(const Step<C>& step) {
       if (i % 2 == 0) {
         auto* at = reinterpret_cast<std::uint32_t*>(&step.keys()[page]);
         for (int r = 0; r < C::kCluster; ++r) {
-          put_u32<C::kCluster>(at, r, key | other << 16);
+          put_u32<C::kCluster>(at, (step.rank() + r) % C::kCluster, key | other << 16);
         }
       }
     }

@@ -310,7 +310,7 @@ __device__ void select_candidates(const Step<C>& step) {
     step.physical()[i] = physical;
     if (args.pages != nullptr)
       args.pages[step.problem() * args.candidate_stride + first + i] = page;
-    if constexpr (!C::kPaper) {
+    if constexpr (!C::kPaper && !C::kCentresAgain) {
       if (page >= sealed) continue;
       const int tile = page / kPage;
       const int owner = tile % C::kCluster;

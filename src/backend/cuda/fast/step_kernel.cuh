@@ -4,6 +4,7 @@
 #include "backend/cuda/fast/attend.cuh"
 #include "backend/cuda/fast/estimate.cuh"
 #include "backend/cuda/fast/prune.cuh"
+#include "backend/cuda/fast/quarters.cuh"
 #include "backend/cuda/fast/score.cuh"
 #include "backend/cuda/fast/select.cuh"
 
@@ -93,7 +94,11 @@ __global__ void __launch_bounds__(C::kThreads, C::kCluster == 1 ? 1024 / C::kThr
     step.stamp(2);
     bound_norms(step);
   } else {
-    score_by_mass(step, first);
+    if constexpr (C::kCentresAgain) {
+      score_by_quarters(step, first);
+    } else {
+      score_by_mass(step, first);
+    }
     cluster_sync<C::kCluster>();
     step.stamp(2);
     head_norms(step);

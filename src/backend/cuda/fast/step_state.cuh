@@ -24,6 +24,7 @@ inline constexpr float kLogSteps = 256.0F;
 enum class Scheme {
   kAdaptive,  ///< kCentroid summaries, 2-bit estimates, group mean
   kHalves,    ///< the same with kHalfCentroid summaries
+  kQuarters,  ///< the same with kSubCentroid summaries
   kPaper,     ///< kQuestBf16 summaries, 4-bit estimates, per head
 };
 
@@ -36,7 +37,12 @@ struct Config {
   static constexpr int kCluster = kCluster_;
   static constexpr Scheme kScheme = kScheme_;
   static constexpr bool kPaper = kScheme_ == Scheme::kPaper;
-  static constexpr int kMeans = kScheme_ == Scheme::kHalves ? 2 : 1;  ///< of a page
+  static constexpr int kMeans =  ///< of a page
+      kScheme_ == Scheme::kQuarters ? 4
+      : kScheme_ == Scheme::kHalves ? 2
+                                    : 1;
+  /// Centre products of candidates come from their summaries again, not from the score phase.
+  static constexpr bool kCentresAgain = kMeans == 4;
   using Element = Element_;
   /// Heads a lane holds after an int8 product: head t, and head t + 4 of eight.
   static constexpr int kLaneHeads = kHeads_ == 8 ? 2 : 1;
@@ -136,6 +142,8 @@ struct Step {
 
   // Region A while selecting.
   __device__ std::uint32_t* scores() const { return reinterpret_cast<std::uint32_t*>(base); }
+  /// With kCentresAgain a page and head has 16 bits: its mass alone.
+  __device__ std::uint16_t* mass_scores() const { return reinterpret_cast<std::uint16_t*>(base); }
   /// Second centre products, [owned pages, heads].
   __device__ std::uint16_t* second_centres() const {
     return reinterpret_cast<std::uint16_t*>(base + args.smem.second_centres);
@@ -242,6 +250,11 @@ struct FirstLoads {
     const int most = static_cast<int>(args.table_stride) - 1;
     const int tile = warp * C::kCluster + Step<C>::rank();
     const int stride = C::kWarps * C::kCluster;
+    if constexpr (C::kCentresAgain) {  // entry lane % 16 of the tile
+      pages[0] = table[min(16 * tile + lane % 16, most)];
+      next[0] = table[min(16 * (tile + stride) + lane % 16, most)];
+      return;
+    }
     constexpr int kTile = C::kPaper ? 8 : 16;
 #pragma unroll
     for (int k = 0; k < (C::kPaper ? 1 : 2); ++k) {

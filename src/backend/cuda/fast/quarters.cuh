@@ -1,0 +1,221 @@
+#ifndef TWILIGHT_BACKEND_CUDA_FAST_QUARTERS_CUH_
+#define TWILIGHT_BACKEND_CUDA_FAST_QUARTERS_CUH_
+
+#include "backend/cuda/fast/score.cuh"
+
+/// kSubCentroid summaries: four means a page, each of four tokens.
+///
+/// Rows of an int8 product are means, four to a page, so a product serves four pages and a page's
+/// 256 bytes are read in one piece. A page's log2 mass is l = log2(4 sum 2^a_i) + v. Only masses
+/// are kept of all pages (16 bits a head, see score.cuh): four centre products would take 32 KB of
+/// shared memory per 1,024 pages and four heads. Candidates' products are made again from their
+/// summaries, by the warp that estimates the page.
+namespace twilight::cuda_fast {
+
+/// Means of four pages: row g is mean g % 4 of one page, row g + 8 of another.
+template <class C>
+struct MeanRows {
+  Words<C::kSteps> codes[2];
+  std::uint32_t numbers[2];  ///< f16: the row's scale where t is 0, the page's variance elsewhere
+
+  __device__ __forceinline__ void load(const Step<C>& step, int page0, int page1) {
+    const int pages[2] = {page0, page1};
+    const int mean = step.g() % 4;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      codes[k] = load_words<C::kSteps>(step.record(step.args.summaries, pages[k]) +
+                                       mean * (C::kDim / 2) + step.t() * (4 * C::kSteps));
+      numbers[k] =
+          load_stream2(step.record(step.args.params, pages[k]) + (step.t() == 0 ? 2 * mean : 8));
+    }
+  }
+  [[nodiscard]] __device__ __forceinline__ float scale(int k) const {
+    return f16_pair(__shfl_sync(kFullMask, numbers[k], 0, 4)).x;
+  }
+  [[nodiscard]] __device__ __forceinline__ float variance(int k) const {
+    return f16_pair(__shfl_sync(kFullMask, numbers[k], 1, 4)).x;
+  }
+};
+
+/// Sums of four values over the lanes g % 4 at once: value[i][k] of lane g goes to the lane of the
+/// same g / 4 with g % 4 = i.
+__device__ __forceinline__ void scatter_sums(const float (&value)[4][2], int g, float (&out)[2]) {
+  const bool odd = (g & 1) != 0;
+  const bool upper = (g & 2) != 0;
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    float pair[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float sent = odd ? value[2 * i][k] : value[2 * i + 1][k];
+      const float kept = odd ? value[2 * i + 1][k] : value[2 * i][k];
+      pair[i] = kept + __shfl_xor_sync(kFullMask, sent, 4);
+    }
+    const float sent = upper ? pair[0] : pair[1];
+    const float kept = upper ? pair[1] : pair[0];
+    out[k] = kept + __shfl_xor_sync(kFullMask, sent, 8);
+  }
+}
+
+/// Masses of a tile of 16 pages; products[s][k] is the centre product of mean g % 4 of page 8 (g /
+/// 4) + 2 s + k. Lane g ends with pages 2 g and 2 g + 1.
+template <class C>
+__device__ __forceinline__ void store_tile_mass(const Step<C>& step, int tile, int head,
+                                                const float (&products)[4][2], float spread,
+                                                const float (&variance)[2]) {
+  float top = products[0][0];
+#pragma unroll
+  for (int i = 1; i < 8; ++i) top = fmaxf(top, products[i / 2][i % 2]);
+  top = column_max(top);
+  // Under the tile's largest product with room above: pages down to 246 octaves below it count.
+  const float shift = 120.0F - top;
+  float terms[4][2];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) terms[i / 2][i % 2] = exp2_fast(products[i / 2][i % 2] + shift);
+  float l[2];
+  scatter_sums(terms, step.g(), l);
+  const int last = step.sealed() - 1;
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    l[k] = log2_fast(l[k]) - shift + (spread * variance[k] + 2.0F);
+    if (kPage * tile + 2 * step.g() + k > last) l[k] = -INFINITY;
+  }
+  const float base = column_max(fmaxf(l[0], l[1]));
+  const std::uint32_t steps[2] = {steps_below(base, l[0]), steps_below(base, l[1])};
+  const float sum = column_sum(exp2_fast(static_cast<float>(steps[0]) * (-1.0F / kLogSteps)) +
+                               exp2_fast(static_cast<float>(steps[1]) * (-1.0F / kLogSteps)));
+  if (head >= C::kHeads) return;
+  const int slot = tile / C::kCluster;
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    step.mass_scores()[(kPage * slot + 2 * step.g() + k) * C::kHeads + head] =
+        static_cast<std::uint16_t>(steps[k]);
+  }
+  if (step.g() < C::kCluster) {
+    put_float2<C::kCluster>(&step.tile_mass()[tile * C::kHeads + head], step.g(),
+                            make_float2(base, sum));
+  }
+}
+
+template <class C>
+__device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& first) {
+  Fixed<C>& s = step.s;
+  const int tiles = (step.sealed() + kPage - 1) / kPage;
+  const int stride = C::kWarps * C::kCluster;
+  int tile = step.warp() * C::kCluster + step.rank();
+  const int last = step.sealed() - 1;
+  const int entry = step.lane() % kPage;
+  // Entries behind the last sealed page stand for nothing: such lanes repeat that page.
+  const auto known = [&](int at, int id) {
+    return kPage * at + entry <= last ? id : step.table()[last];
+  };
+  const auto load = [&](MeanRows<C>& rows, int ids, int part) {
+    const int from = 8 * (step.g() / 4) + 2 * part;
+    rows.load(step, __shfl_sync(kFullMask, ids, from), __shfl_sync(kFullMask, ids, from + 1));
+  };
+  MeanRows<C> rows[2];
+  int ids = 0;
+  int next_ids = 0;
+  if (tile < tiles) {
+    ids = known(tile, first.pages[0]);
+    next_ids = known(tile + stride, first.next[0]);
+    load(rows[0], ids, 0);
+    load(rows[1], ids, 1);
+  }
+  prepare_query(step, first);
+  cluster_sync<C::kCluster>();  // every block has started: its memory may be written from here on
+  step.stamp(1);
+
+  QueryCodes<C> q;
+  q.load(step);
+  float unit[C::kLaneHeads];
+  float offset[C::kLaneHeads];
+#pragma unroll
+  for (int i = 0; i < C::kLaneHeads; ++i) {
+    unit[i] = s.q_step[step.t() + 4 * i];
+    offset[i] = 7.5F * s.q_sum[step.t() + 4 * i];
+  }
+  while (tile < tiles) {
+    const int next = tile + stride;
+    float products[C::kLaneHeads][4][2];
+    float variance[2] = {};
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {
+      MeanRows<C>& now = rows[part % 2];
+      const float scales[2] = {now.scale(0), now.scale(1)};
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const float x = now.variance(k);
+        if (step.g() % 4 == part) variance[k] = x;
+      }
+#pragma unroll
+      for (int i = 0; i < C::kLaneHeads; ++i) {
+        float sums[2];
+        nibble_products<C>(now.codes[0], now.codes[1], q, i, sums);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          products[i][part][k] = scales[k] * (unit[i] * sums[k] - offset[i]);
+        }
+      }
+      if (part < 2) {
+        load(now, ids, part + 2);
+      } else if (next < tiles) {
+        load(now, next_ids, part - 2);
+      }
+    }
+    if (next < tiles) {
+      ids = next_ids;
+      next_ids = step.table()[min(kPage * (next + stride) + entry, last)];
+    }
+#pragma unroll
+    for (int i = 0; i < C::kLaneHeads; ++i) {
+      const int head = step.t() + 4 * i;
+      store_tile_mass(step, tile, head, products[i], s.q_spread[head], variance);
+    }
+    tile = next;
+  }
+}
+
+/// Centre products of the pages that this warp estimates, less norm, into page_values.
+template <class C>
+__device__ __forceinline__ void centre_products(const Step<C>& step, const QueryCodes<C>& q) {
+  const int count = step.owned_sealed();
+  const int pair = 2 * (step.g() / 4);
+  constexpr int kW = C::kWarps;
+  const auto load = [&](MeanRows<C>& rows, int i) {
+    const int page0 = min(i + kW * pair, count - 1);
+    const int page1 = min(i + kW * (pair + 1), count - 1);
+    rows.load(step, step.physical()[page0], step.physical()[page1]);
+  };
+  MeanRows<C> rows;
+  load(rows, step.warp());
+#pragma unroll 1
+  for (int i = step.warp(); i < count; i += 4 * kW) {
+    float sums[C::kLaneHeads][2];
+    const float scales[2] = {rows.scale(0), rows.scale(1)};
+#pragma unroll
+    for (int set = 0; set < C::kLaneHeads; ++set) {
+      nibble_products<C>(rows.codes[0], rows.codes[1], q, set, sums[set]);
+    }
+    if (i + 4 * kW < count) load(rows, i + 4 * kW);
+#pragma unroll
+    for (int set = 0; set < C::kLaneHeads; ++set) {
+      const int head = step.t() + 4 * set;
+      const float unit = step.s.q_step[head];
+      const float offset = 7.5F * step.s.q_sum[head];
+      const float norm = step.s.norm[head];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const int page = i + kW * (pair + k);
+        if (page >= count || head >= C::kHeads) continue;
+        step.page_values()[(page * C::kMeans + step.g() % 4) * C::kHeads + head] =
+            scales[k] * (unit * sums[set][k] - offset) - norm;
+      }
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace twilight::cuda_fast
+
+#endif  // TWILIGHT_BACKEND_CUDA_FAST_QUARTERS_CUH_

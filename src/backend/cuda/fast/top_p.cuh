@@ -1,0 +1,352 @@
+#ifndef TWILIGHT_BACKEND_CUDA_FAST_TOP_P_CUH_
+#define TWILIGHT_BACKEND_CUDA_FAST_TOP_P_CUH_
+
+#include "backend/cuda/fast/select.cuh"
+
+/// Top-p over the weights: a mass histogram over logarithmic bins (32 an octave), then an exact
+/// finish among the weights of the boundary bin. Masses are integers of 2^30 for a row, so sums do
+/// not depend on order. Too many weights in the boundary bin: two more histograms on the rest of
+/// their bits.
+namespace twilight::cuda_fast {
+
+inline constexpr float kRowMass = 1073741824.0F;  // 2^30
+
+/// What a weight of each head counts in the row that is pruned.
+template <class C>
+struct Factors {
+  float of[C::kHeads];
+};
+
+template <class C>
+__device__ __forceinline__ float mixed_weight(const float (&w)[C::kHeads],
+                                              const Factors<C>& factor) {
+  float u = w[0] * factor.of[0];
+#pragma unroll
+  for (int h = 1; h < C::kHeads; ++h) u = fmaf(w[h], factor.of[h], u);
+  return u;
+}
+
+__device__ __forceinline__ int mass_bin(float u) {
+  return min(max((static_cast<int>(__float_as_uint(u)) >> 18) - (127 << 5), 0), kBins - 1);
+}
+
+/// Rows that are pruned at once: each head, or their mean.
+template <class C>
+inline constexpr int kPruneRows = C::kPaper ? C::kHeads : 1;
+
+template <class C>
+__device__ __forceinline__ float row_weight(const float (&w)[C::kHeads], const Factors<C>& factor,
+                                            int row) {
+  if constexpr (C::kPaper) return w[row] * factor.of[row];
+  return mixed_weight<C>(w, factor);
+}
+
+/// Calls f(g, weights of token g, of token g + 8) for half of page half / 2: g in 4 (half % 2) +
+/// 0..3. The order of g is rotated by thread, which keeps lanes off each other's banks.
+template <class C, class F>
+__device__ __forceinline__ void for_half_page(const Step<C>& step, int half, const F& f) {
+  constexpr int kAtOnce = C::kHeads >= 4 ? 1 : 4 / C::kHeads;
+  constexpr int kWords = kAtOnce * C::kHeads;
+  constexpr int kPasses = 4 / kAtOnce;
+  const std::uint32_t* words = step.weights() + half * 4 * C::kHeads;
+#pragma unroll 1
+  for (int k = 0; k < kPasses; ++k) {
+    const int pass = (k + half * C::kHeads / 8) % kPasses;
+    std::uint32_t pair[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      const uint4 v = *reinterpret_cast<const uint4*>(words + pass * kWords + i);
+      pair[i] = v.x, pair[i + 1] = v.y, pair[i + 2] = v.z, pair[i + 3] = v.w;
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      float low[C::kHeads];
+      float high[C::kHeads];
+#pragma unroll
+      for (int h = 0; h < C::kHeads; ++h) {
+        low[h] = __uint_as_float(pair[j * C::kHeads + h] << 16);
+        high[h] = __uint_as_float(pair[j * C::kHeads + h] & 0xffff0000U);
+      }
+      f(4 * (half % 2) + pass * kAtOnce + j, low, high);
+    }
+  }
+}
+
+/// Calls f(weights of the heads) for this block's tokens; a thread takes two at a time, so that
+/// the few pages of a cluster's block still occupy its threads.
+template <class C, class F>
+__device__ __forceinline__ void for_tokens(const Step<C>& step, const F& f) {
+  using Words = std::conditional_t<C::kHeads == 1, std::uint32_t, uint4>;
+  constexpr int kLoads = C::kHeads == 8 ? 2 : 1;
+  const auto* words = reinterpret_cast<const Words*>(step.weights());
+#pragma unroll 1
+  for (int i = step.tid(); i < kPage / 2 * step.owned(); i += C::kThreads) {
+    Words pairs[kLoads];
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) pairs[k] = words[i * kLoads + k];
+    const auto* pair = reinterpret_cast<const std::uint32_t*>(pairs);
+    float low[C::kHeads];
+    float high[C::kHeads];
+#pragma unroll
+    for (int h = 0; h < C::kHeads; ++h) {
+      low[h] = __uint_as_float(pair[h] << 16);
+      high[h] = __uint_as_float(pair[h] & 0xffff0000U);
+    }
+    f(low);
+    f(high);
+  }
+}
+
+/// The k-th largest weight as bits (the last one dropped), by counts. Only for rows whose top-p set
+/// is smaller than the least number of tokens.
+template <class C>
+__device__ __noinline__ std::uint32_t count_threshold(const Step<C> step, const Factors<C> factor,
+                                                      std::uint32_t want) {
+  std::uint32_t prefix = 0;
+  std::uint32_t above = 0;
+#pragma unroll 1
+  for (int level = 0; level < 3; ++level) {
+    const int shift = 21 - 10 * level;
+#pragma unroll 1
+    for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
+    cluster_sync<C::kCluster>();
+    for_tokens(step, [&](const float(&w)[C::kHeads]) {
+      const float u = mixed_weight<C>(w, factor);
+      const std::uint32_t bits = __float_as_uint(u);
+      if (level > 0 && bits >> (shift + 10) != prefix) return;
+      for (int r = 0; r < C::kCluster; ++r) {
+        add_u32<C::kCluster>(&step.histogram()[bits >> shift & 1023U], r, 1U);
+      }
+    });
+    cluster_sync<C::kCluster>();
+    const Boundary b = find_boundary<kBins, false>(step.histogram(), want - above, 0, 0,
+                                                   [](int, std::uint32_t) { return 0U; });
+    prefix = prefix << (level == 0 ? 0 : 10) | static_cast<std::uint32_t>(max(b.bin, 0));
+    above += b.above;
+    cluster_sync<C::kCluster>();
+  }
+  return prefix << 1;
+}
+
+/// Exact threshold inside the boundary bin by its remaining 18 bits, in two histograms.
+template <class C>
+__device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step, const Factors<C> factor,
+                                                       int bin, std::uint32_t above,
+                                                       std::uint32_t target) {
+  std::uint32_t prefix = static_cast<std::uint32_t>(bin + (127 << 5));
+#pragma unroll 1
+  for (int level = 0; level < 2; ++level) {
+    const int shift = 9 - 9 * level;
+#pragma unroll 1
+    for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
+    cluster_sync<C::kCluster>();
+    for_tokens(step, [&](const float(&w)[C::kHeads]) {
+      const float u = mixed_weight<C>(w, factor);
+      const std::uint32_t bits = __float_as_uint(u);
+      if (bits >> (shift + 9) != prefix) return;
+      for (int r = 0; r < C::kCluster; ++r) {
+        add_u32<C::kCluster>(&step.histogram()[bits >> shift & 511U], r, __float2uint_rn(u));
+      }
+    });
+    cluster_sync<C::kCluster>();
+    const Boundary b = find_boundary<kBins, false>(step.histogram(), target - above, 0, 0,
+                                                   [](int, std::uint32_t) { return 0U; });
+    prefix = prefix << 9 | static_cast<std::uint32_t>(max(b.bin, 0));
+    above += b.above;
+    cluster_sync<C::kCluster>();
+  }
+  return prefix;
+}
+
+/// Only one row's factors.
+template <class C>
+__device__ __forceinline__ Factors<C> factors_of_row(const Factors<C>& factor, int row) {
+  Factors<C> out = factor;
+  if constexpr (C::kPaper) {
+#pragma unroll
+    for (int h = 0; h < C::kHeads; ++h) out.of[h] = h == row ? factor.of[h] : 0.0F;
+  }
+  return out;
+}
+
+/// Clears what pruning counts in.
+template <class C>
+__device__ void clear_prune_bins(const Step<C>& step) {
+  Fixed<C>& s = step.s;
+#pragma unroll 1
+  for (int i = step.tid(); i < kPruneRows<C> * kBins; i += C::kThreads) step.histogram()[i] = 0;
+#pragma unroll 1
+  for (int i = step.tid(); i < kPruneRows<C> * kBoundaryList; i += C::kThreads) {
+    step.boundary()[i] = 0;
+  }
+  if (step.tid() < 8) {
+    s.mass_total[step.tid()] = 0;
+    s.list_count[step.tid()] = 0;
+    s.above_count[step.tid()] = 0;
+    s.count[step.tid()] = 0;
+    s.threshold[step.tid()] = 0xffffffffU;
+  }
+}
+
+/// Leaves the bits of the smallest kept weight of each row's top-p set in `threshold`. Bins are
+/// clear.
+template <class C>
+__device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) {
+  constexpr int kRows = kPruneRows<C>;
+  Fixed<C>& s = step.s;
+  const int rows = C::kPaper ? step.args.group : 1;
+  const std::uint32_t tokens = static_cast<std::uint32_t>(step.sealed_candidates()) * kPage +
+                               static_cast<std::uint32_t>(step.n() % kPage);
+  // Weights that cannot be kept: together they hold less than half of 1 - p.
+  float least[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    least[r] = 0.5F * (1.0F - s.p[r]) * kRowMass / static_cast<float>(max(tokens, 1U));
+    if (least[r] < 2.0F) least[r] = -1.0F;
+    if (r >= rows || s.p[r] >= 1.0F) least[r] = INFINITY;
+  }
+  std::uint32_t mass[kRows] = {};
+  for_tokens(step, [&](const float(&w)[C::kHeads]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const float u = row_weight<C>(w, factor, r);
+      const std::uint32_t m = __float2uint_rn(u);
+      mass[r] += m;
+      if (u > least[r]) {
+        for (int k = 0; k < C::kCluster; ++k) {
+          const int to = (step.rank() + k) % C::kCluster;  // no two blocks at one target
+          add_u32<C::kCluster>(&step.histogram()[r * kBins + mass_bin(u)], to, m);
+        }
+      }
+    }
+  });
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    mass[r] = __reduce_add_sync(kFullMask, mass[r]);
+    if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.mass_total[r], step.lane(), mass[r]);
+  }
+  cluster_sync<C::kCluster>();
+  step.stamp(11);
+  if (step.warp() < rows) {
+    const int r = step.warp();
+    // p in steps of 2^-24, rounded up; exact for p of a half and more.
+    const auto share = static_cast<std::uint64_t>(__float2uint_ru(s.p[r] * 16777216.0F));
+    const auto target =
+        max(static_cast<std::uint32_t>((share * s.mass_total[r] + 0xffffffU) >> 24), 1U);
+    const Boundary b = find_boundary<kBins, false>(step.histogram() + r * kBins, target, 0, 0,
+                                                   [](int, std::uint32_t) { return 0U; });
+    if (step.lane() == 0) {
+      // Below one unit bins are cut off; such rows keep every candidate.
+      s.row_bin[r] = s.p[r] >= 1.0F ? 0 : max(b.bin, 0);
+      s.row_above[r] = b.above;
+      s.row_target[r] = target;
+    }
+  }
+  __syncthreads();
+
+  step.stamp(12);
+  constexpr std::uint32_t kSegment = kBoundaryList / C::kCluster;
+  std::uint32_t higher[kRows] = {};
+  std::uint32_t lower_bits[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int bin = r < rows ? s.row_bin[r] : 0;
+    lower_bits[r] = bin > 0 ? static_cast<std::uint32_t>(bin + (127 << 5)) << 18 : 0xffffffffU;
+  }
+  for_tokens(step, [&](const float(&w)[C::kHeads]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const std::uint32_t bits = __float_as_uint(row_weight<C>(w, factor, r));
+      if (bits < lower_bits[r]) continue;
+      if (bits >= lower_bits[r] + (1U << 18)) {
+        ++higher[r];
+        continue;
+      }
+      const std::uint32_t at = atomicAdd(&s.list_count[r], 1U);
+      if (at >= kSegment) continue;
+      for (int to = 0; to < C::kCluster; ++to) {
+        put_u32<C::kCluster>(
+            &step.boundary()[static_cast<std::uint32_t>(r) * kBoundaryList +
+                             static_cast<std::uint32_t>(step.rank()) * kSegment + at],
+            to, bits);
+      }
+    }
+  });
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    higher[r] = __reduce_add_sync(kFullMask, higher[r]);
+    if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.above_count[r], step.lane(), higher[r]);
+  }
+  __syncthreads();
+  if constexpr (C::kCluster > 1) {
+    for (int i = step.tid(); i < C::kCluster * rows; i += C::kThreads) {
+      put_u32<C::kCluster>(&s.segments[step.rank()][i % rows], i / rows, s.list_count[i % rows]);
+    }
+    cluster_sync<C::kCluster>();
+  }
+  const auto segment_of = [&](int rank, int row) {
+    return C::kCluster == 1 ? s.list_count[row] : s.segments[rank][row];
+  };
+  step.stamp(13);
+  // A weight is kept where the mass strictly above it is still short of the target.
+#pragma unroll 1
+  for (int i = step.tid(); i < rows * kBoundaryList; i += C::kThreads) {
+    const std::uint32_t mine = step.boundary()[i];
+    if (mine == 0) continue;
+    const int row = i / kBoundaryList;
+    std::uint32_t sum = s.row_above[row];
+#pragma unroll 1
+    for (int r = 0; r < C::kCluster; ++r) {
+      const std::uint32_t* list =
+          step.boundary() + row * kBoundaryList + r * static_cast<int>(kSegment);
+      const std::uint32_t length = min(segment_of(r, row), kSegment);
+#pragma unroll 4
+      for (std::uint32_t j = 0; j < length; ++j) {
+        const std::uint32_t other = list[j];
+        if (other > mine) sum += __float2uint_rn(__uint_as_float(other));
+      }
+    }
+    if (sum < s.row_target[row]) {
+      atomicMin(&s.threshold[row], mine);
+      atomicAdd(&s.count[row], 1U);
+    }
+  }
+  __syncthreads();
+  step.stamp(14);
+  // The rare rows: too many weights in the boundary bin, too few tokens, p = 1.
+#pragma unroll 1
+  for (int r = 0; r < rows; ++r) {
+    std::uint32_t longest = 0;
+    for (int from = 0; from < C::kCluster; ++from) longest = max(longest, segment_of(from, r));
+    std::uint32_t threshold = s.threshold[r];
+    std::uint32_t count = s.count[r] + s.above_count[r];
+    const bool all = s.row_bin[r] == 0;
+    const bool full = !all && longest > kSegment;
+    const auto least_tokens = min(static_cast<std::uint32_t>(max(step.args.min_tokens, 0)), tokens);
+    if (!all && !full && count >= least_tokens) continue;
+    const Factors<C> mine = factors_of_row(factor, r);
+    if (all) {
+      threshold = 0;
+    } else if (full) {
+      threshold = refine_threshold(step, mine, s.row_bin[r], s.row_above[r], s.row_target[r]);
+      std::uint32_t kept = 0;
+      for_tokens(step, [&](const float(&w)[C::kHeads]) {
+        kept += __float_as_uint(mixed_weight<C>(w, mine)) >= threshold ? 1U : 0U;
+      });
+      kept = __reduce_add_sync(kFullMask, kept);
+      if (step.tid() == 0) s.count[r] = 0;
+      cluster_sync<C::kCluster>();
+      if (step.lane() < C::kCluster) add_u32<C::kCluster>(&s.count[r], step.lane(), kept);
+      cluster_sync<C::kCluster>();
+      count = s.count[r];
+    }
+    if (!all && count < least_tokens) threshold = count_threshold(step, mine, least_tokens);
+    cluster_sync<C::kCluster>();
+    if (step.tid() == 0) s.threshold[r] = threshold;
+    __syncthreads();
+  }
+}
+
+}  // namespace twilight::cuda_fast
+
+#endif  // TWILIGHT_BACKEND_CUDA_FAST_TOP_P_CUH_
