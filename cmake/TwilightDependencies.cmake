@@ -7,6 +7,8 @@
 #   SentencePiece  tokenizer.model files
 #   utf8proc       Unicode normal forms of tokenizers
 #   CLI11          command line of the program
+#   cpp-httplib    HTTP parsing and responses of the server
+#   prometheus-cpp metrics of the server: histograms and text format
 #   GoogleTest     tests
 include(FindPkgConfig)
 find_package(Threads REQUIRED)
@@ -19,6 +21,8 @@ pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 if(TWILIGHT_BUILD_APPS)
   find_package(CLI11 REQUIRED)
+  pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
+  pkg_check_modules(PROMETHEUS REQUIRED IMPORTED_TARGET prometheus-cpp-core)
 endif()
 if(TWILIGHT_BUILD_TESTS)
   find_package(GTest REQUIRED)

@@ -11,6 +11,8 @@ packages=(
   libutf8proc-dev         # Unicode normal forms of some tokenizers
   libsentencepiece-dev    # tokenizer.model files
   libcli11-dev            # command line
+  libcpp-httplib-dev      # HTTP parsing and responses of the server
+  prometheus-cpp-dev      # metrics of the server
   libgtest-dev            # tests
 )
 

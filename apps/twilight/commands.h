@@ -17,6 +17,7 @@ void add_bench(CLI::App& app, Action& action);
 void add_pareto(CLI::App& app, Action& action);
 void add_calibrate(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
+void add_serve(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
 
 }  // namespace twilight::app

@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   add_calibrate(app, action);
   add_bench(app, action);
   add_inspect(app, action);
+  add_serve(app, action);
   add_info(app, action);
   try {
     app.parse(argc, argv);
