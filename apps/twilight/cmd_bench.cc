@@ -76,7 +76,8 @@ void add_decode(CLI::App& bench, Action& action) {
       "in turn.\n"
       "Example: twilight bench decode --ctx 16384 --tokens 64 --attention paper,paper-full");
   flags->bench.add(*command);
-  command->add_option("--model", flags->model, "Checkpoint folder; default: the bundled model");
+  command->add_option("--model", flags->model,
+                      "Checkpoint folder or GGUF file; default: the bundled model");
   command->add_option("--text", flags->text, "Text to read first; default: the bundled novel");
   command->add_option("--ctx", flags->context, "Tokens of the text to read")
       ->capture_default_str()

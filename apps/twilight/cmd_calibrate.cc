@@ -459,7 +459,8 @@ void add_calibrate(CLI::App& app, Action& action) {
   flags->common.add(*command);
   flags->attention.add(*command);
   command->remove_option(command->get_option("--profile"));
-  command->add_option("--model", flags->model, "Checkpoint folder; the bundled model by default");
+  command->add_option("--model", flags->model,
+                      "Checkpoint folder or GGUF file; the bundled model by default");
   command->add_option("--text", flags->text, "Validation text; the bundled novel by default");
   command->add_option("--ctx", flags->context, "Tokens of context")
       ->capture_default_str()

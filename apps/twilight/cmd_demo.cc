@@ -195,7 +195,8 @@ void add_demo(CLI::App& app, Action& action) {
       "Example: twilight demo --ctx 32768\nExit status 0 if both found the fact, else 1.");
   flags->common.add(*command);
   flags->attention.add(*command);
-  command->add_option("--model", flags->model, "Checkpoint folder; the bundled model by default");
+  command->add_option("--model", flags->model,
+                      "Checkpoint folder or GGUF file; the bundled model by default");
   command->add_option("--text", flags->text,
                       "Text to hide the fact in; the bundled novel by default");
   command->add_option("--ctx", flags->context, "Tokens of the whole context")

@@ -14,7 +14,8 @@ namespace twilight::app {
 void LabFlags::add_common(CLI::App& command) {
   common.add(command);
   attention.add(command);
-  command.add_option("--model", model, "Checkpoint folder; the bundled model by default");
+  command.add_option("--model", model,
+                     "Checkpoint folder or GGUF file; the bundled model by default");
   command
       .add_option("--text", texts,
                   "Text file, may be given several times; the bundled novel by default")

@@ -165,7 +165,7 @@ void add_generate(CLI::App& app, Action& action) {
   flags->common.add(*command);
   flags->attention.add(*command);
   flags->sampling.add(*command);
-  command->add_option("--model", flags->model, "Checkpoint folder")->required();
+  command->add_option("--model", flags->model, "Checkpoint folder or GGUF file")->required();
   auto* source = command->add_option_group("prompt");
   source->add_option("--prompt", flags->prompt, "Text to continue");
   source->add_option("--prompt-file", flags->prompt_file, "File with the text to continue");

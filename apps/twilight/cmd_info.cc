@@ -34,6 +34,7 @@ int run_info(const InfoFlags& flags) {
       return KvCache(device, cache, make_policy(preset)).bytes_per_page() / cache.page_size;
     };
     report["model"] = {{"path", info.path},
+                       {"format", info.format},
                        {"architecture", info.architecture},
                        {"layers", info.num_layers},
                        {"hidden_size", info.hidden_size},
@@ -83,7 +84,7 @@ void add_info(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand("info", "What this build, machine and model are");
   command->footer("Example: twilight info --model models/vesper-19m");
   flags->common.add(*command);
-  command->add_option("--model", flags->model, "Checkpoint folder to describe");
+  command->add_option("--model", flags->model, "Checkpoint folder or GGUF file to describe");
   command->callback([flags, &action] { action = [flags] { return run_info(*flags); }; });
 }
 

@@ -196,7 +196,8 @@ void add_inspect(CLI::App& app, Action& action) {
   flags->common.add(*command);
   flags->attention.add(*command);
   flags->sampling.add(*command);
-  command->add_option("--model", flags->model, "Checkpoint folder; the bundled model by default");
+  command->add_option("--model", flags->model,
+                      "Checkpoint folder or GGUF file; the bundled model by default");
   auto* prompt = command->add_option("--prompt", flags->prompt, "Text to continue");
   auto* prompt_file =
       command->add_option("--prompt-file", flags->prompt_file, "File with the text to continue");

@@ -24,7 +24,8 @@ namespace twilight {
 using Progress = std::function<bool(std::int64_t done, std::int64_t total)>;
 
 struct ModelInfo {
-  std::string path;
+  std::string path;          ///< the folder, or the GGUF file
+  std::string format;        ///< "safetensors" or "gguf v3"
   std::string architecture;  ///< e.g. "LlamaForCausalLM"
   std::int32_t num_layers = 0, hidden_size = 0, intermediate_size = 0;
   std::int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
@@ -34,7 +35,7 @@ struct ModelInfo {
   double rope_theta = 0;
   std::int64_t parameters = 0;
   std::int64_t weight_bytes = 0;
-  std::string weight_dtype;  ///< of the largest tensors
+  std::string weight_dtype;  ///< of most bytes of the layers: "bf16", or "Q4_K" as GGUF spells it
   bool tied_embeddings = false;
   std::optional<std::int32_t> bos_token;
   std::vector<std::int32_t> eos_tokens;
@@ -46,8 +47,11 @@ struct ChatMessage {
   std::string content;
 };
 
-/// A checkpoint folder in Hugging Face form: config.json, safetensors (mapped, not copied),
-/// tokenizer.json or tokenizer.model. Const and thread-safe once loaded; copies share it.
+/// A checkpoint: a folder in Hugging Face form (config.json, safetensors, tokenizer.json or
+/// tokenizer.model) or a GGUF file, alone or the only one of a folder. The files are mapped, not
+/// copied. Renaming another file over one, or removing it, does not touch a loaded model; a file
+/// that is written to while it loads is refused, and one that is shortened in place after that is a
+/// fault of the process. Const and thread-safe once loaded; copies share it.
 class TWILIGHT_API Model {
  public:
   /// Throws Error naming file, field, value and what is accepted. Every weight is checked to be

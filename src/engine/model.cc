@@ -1,11 +1,42 @@
 #include <algorithm>
+#include <map>
 
 #include "core/check.h"
 #include "core/thread_pool.h"
 #include "engine/model_impl.h"
+#include "model/gguf_checkpoint.h"
+#include "model/gguf_config.h"
+#include "model/tokenizer/gguf_tokenizer.h"
 #include "twilight/engine.h"
 
 namespace twilight {
+
+namespace {
+
+// The type that most bytes of the matrices have: "bf16", or "Q4_K" as GGUF spells it.
+std::string main_type(const ModelWeights& weights) {
+  std::map<WeightType, std::int64_t> bytes;
+  for (const LayerWeights& layer : weights.layers) {
+    for (const TensorView* matrix : {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj,
+                                     &layer.gate_proj, &layer.up_proj, &layer.down_proj}) {
+      bytes[matrix->type] += matrix->bytes;
+    }
+  }
+  const auto most = std::max_element(
+      bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  switch (most->first) {
+    case WeightType::kF32:
+      return "f32";
+    case WeightType::kF16:
+      return "f16";
+    case WeightType::kBf16:
+      return "bf16";
+    default:
+      return std::string(weight_type_name(most->first));
+  }
+}
+
+}  // namespace
 
 Model::Model(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 Model::~Model() = default;
@@ -14,10 +45,18 @@ Model& Model::operator=(const Model&) = default;
 
 Model Model::load(const std::string& directory, const Progress& progress) {
   auto impl = std::make_shared<Impl>();
-  impl->config = load_config(directory);
-  const ModelConfig& config = impl->config;
+  ModelConfig& config = impl->config;
+  std::shared_ptr<const GgufFile> gguf;
+  if (const auto path = find_gguf(directory)) {
+    gguf = std::make_shared<const GgufFile>(*path);
+    config = gguf_config(*gguf);
+    config.add_bos = gguf_adds_bos(*gguf);
+  } else {
+    config = load_config(directory);
+  }
   try {
-    impl->tokenizer = load_tokenizer(directory, config.bos_token_id);
+    impl->tokenizer = gguf != nullptr ? load_gguf_tokenizer(*gguf, config.bos_token_id)
+                                      : load_tokenizer(directory, config.bos_token_id);
   } catch (const Error& error) {
     // Without a tokenizer the model still runs on token ids; encode and decode say what is missing.
     if (error.code() != ErrorCode::kNotFound) throw;
@@ -39,16 +78,20 @@ Model Model::load(const std::string& directory, const Progress& progress) {
   if (impl->tokenizer != nullptr && impl->tokenizer->vocab_size() > config.vocab_size) {
     fail(ErrorCode::kInvalidFile, "model", directory, ": tokenizer vocabulary, got ",
          impl->tokenizer->vocab_size(), " tokens, accepted up to the vocab_size ",
-         config.vocab_size, " of config.json");
+         config.vocab_size, " of the model");
   }
   ThreadPool pool(0);
   LoadOptions options;
   options.pool = &pool;
   options.progress = progress;
-  impl->weights = load_weights(directory, config, options);
+  impl->weights =
+      gguf != nullptr
+          ? load_weights(std::make_shared<const GgufCheckpoint>(gguf, config), config, options)
+          : load_weights(directory, config, options);
 
   ModelInfo& info = impl->info;
-  info.path = directory;
+  info.path = gguf != nullptr ? gguf->path() : directory;
+  info.format = gguf != nullptr ? cat("gguf v", gguf->version()) : "safetensors";
   info.architecture = architecture_name(config.architecture);
   info.num_layers = config.num_layers;
   info.hidden_size = config.hidden_size;
@@ -63,7 +106,7 @@ Model Model::load(const std::string& directory, const Progress& progress) {
   info.rope_theta = config.rope.theta;
   info.parameters = impl->weights.parameters;
   info.weight_bytes = impl->weights.bytes;
-  info.weight_dtype = dtype_name(impl->weights.layers.front().down_proj.dtype);
+  info.weight_dtype = main_type(impl->weights);
   info.tied_embeddings = config.tie_word_embeddings;
   info.bos_token = config.bos_token_id;
   info.eos_tokens.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
@@ -73,7 +116,8 @@ Model Model::load(const std::string& directory, const Progress& progress) {
 const ModelInfo& Model::info() const { return impl_->info; }
 
 std::vector<std::int32_t> Model::encode(std::string_view text, bool add_bos) const {
-  return impl_->text_tokenizer().encode(text, add_bos && impl_->config.bos_token_id.has_value());
+  return impl_->text_tokenizer().encode(
+      text, add_bos && impl_->config.add_bos && impl_->config.bos_token_id.has_value());
 }
 
 std::string Model::decode(std::span<const std::int32_t> ids) const {

@@ -13,12 +13,7 @@ namespace {
 constexpr std::string_view kWhere = "config";
 constexpr std::size_t kMaxConfigBytes = std::size_t{16} << 20;
 
-// Generous multiples of the largest models published; they keep every product inside 64 bits.
-constexpr int kMaxHidden = 1 << 16;
-constexpr int kMaxIntermediate = 1 << 20;
-constexpr int kMaxLayers = 1 << 10;
-constexpr int kMaxHeads = 1 << 10;
-constexpr int kMaxHeadDim = 512;
+using namespace config_limits;
 constexpr int kQwen3HeadDim = 128;  // what the architecture means where the file is silent
 constexpr int kMaxVocab = 1 << 22;
 constexpr int kMaxPositions = 1 << 24;

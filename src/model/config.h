@@ -13,6 +13,17 @@ namespace twilight {
 
 enum class Architecture { kLlama, kMistral, kQwen2, kQwen3 };
 
+/// Generous multiples of the largest models published; they keep every product inside 64 bits.
+namespace config_limits {
+inline constexpr int kMaxHidden = 1 << 16;
+inline constexpr int kMaxIntermediate = 1 << 20;
+inline constexpr int kMaxLayers = 1 << 10;
+inline constexpr int kMaxHeads = 1 << 10;
+inline constexpr int kMaxHeadDim = 512;
+inline constexpr int kMaxVocab = 1 << 22;
+inline constexpr int kMaxPositions = 1 << 24;
+}  // namespace config_limits
+
 /// "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM" or "Qwen3ForCausalLM".
 [[nodiscard]] std::string_view architecture_name(Architecture architecture);
 
@@ -38,6 +49,7 @@ struct ModelConfig {
   bool mlp_bias = false;
   bool qk_norm = false;  ///< RMSNorm of every query and key head before it is rotated
   std::optional<int> bos_token_id;
+  bool add_bos = true;             ///< texts start with it, where there is one
   std::vector<int> eos_token_ids;  ///< may be empty
   RopeConfig rope;
 

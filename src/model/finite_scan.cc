@@ -15,13 +15,13 @@ struct ExponentTest {
   std::uint64_t carry;  // sign bit of each
 };
 
-constexpr ExponentTest test_of(DType dtype) {
-  switch (dtype) {
-    case DType::kF16:
+constexpr ExponentTest test_of(WeightType type) {
+  switch (type) {
+    case WeightType::kF16:
       return {0x7c007c007c007c00U, 0x0400040004000400U, 0x8000800080008000U};
-    case DType::kBf16:
+    case WeightType::kBf16:
       return {0x7f807f807f807f80U, 0x0080008000800080U, 0x8000800080008000U};
-    case DType::kF32:
+    default:
       break;
   }
   return {0x7f8000007f800000U, 0x0080000000800000U, 0x8000000080000000U};
@@ -40,10 +40,51 @@ std::uint64_t carries(const ExponentTest& test, const std::byte* data, std::int6
   return found & test.carry;
 }
 
+// Where the f16 fields of a block lie; both the same where there is one.
+struct Fields {
+  int first;
+  int second;
+};
+
+constexpr Fields fields_of(WeightType type) {
+  switch (type) {
+    case WeightType::kQ4_1:
+    case WeightType::kQ5_1:
+    case WeightType::kQ4_K:
+    case WeightType::kQ5_K:
+      return {0, 2};
+    case WeightType::kQ2_K:
+      return {80, 82};
+    case WeightType::kQ3_K:
+      return {108, 108};
+    case WeightType::kQ6_K:
+      return {208, 208};
+    default:
+      return {0, 0};
+  }
+}
+
+bool blocks_non_finite(WeightType type, const std::byte* data, std::int64_t bytes) {
+  const Fields fields = fields_of(type);
+  const std::int64_t block = weight_block_bytes(type);
+  const auto exponent = [](const std::byte* at) {
+    std::uint16_t bits;
+    std::memcpy(&bits, at, sizeof(bits));
+    return bits & 0x7c00U;
+  };
+  bool found = false;
+  for (std::int64_t at = 0; at < bytes; at += block) {
+    found |= exponent(data + at + fields.first) == 0x7c00U;
+    found |= exponent(data + at + fields.second) == 0x7c00U;
+  }
+  return found;
+}
+
 }  // namespace
 
-bool has_non_finite(DType dtype, const std::byte* data, std::int64_t bytes) {
-  const ExponentTest test = test_of(dtype);
+bool has_non_finite(WeightType type, const std::byte* data, std::int64_t bytes) {
+  if (is_quantised(type)) return blocks_non_finite(type, data, bytes);
+  const ExponentTest test = test_of(type);
   std::int64_t left = bytes / 8;
   while (left > 0) {
     const std::int64_t words = std::min(left, kBlockWords);
@@ -58,10 +99,10 @@ bool has_non_finite(DType dtype, const std::byte* data, std::int64_t bytes) {
   return carries(test, rest, 1) != 0;
 }
 
-std::int64_t find_non_finite(DType dtype, const std::byte* data, std::int64_t bytes) {
-  const int size = dtype_bytes(dtype);
+std::int64_t find_non_finite(WeightType type, const std::byte* data, std::int64_t bytes) {
+  const int size = weight_block_bytes(type);
   for (std::int64_t i = 0; i < bytes / size; ++i) {
-    if (has_non_finite(dtype, data + i * size, size)) return i;
+    if (has_non_finite(type, data + i * size, size)) return i * weight_block_length(type);
   }
   return -1;
 }

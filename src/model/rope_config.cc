@@ -98,11 +98,15 @@ std::vector<float> rope_inverse_frequencies(const RopeConfig& rope, int head_dim
   require(head_dim > 0 && head_dim % 2 == 0, "rope_inverse_frequencies", "head_dim, got ", head_dim,
           ", accepted a positive even number");
   std::vector<float> out(static_cast<std::size_t>(head_dim / 2));
+  require(rope.divisors.empty() || rope.divisors.size() == out.size(), "rope_inverse_frequencies",
+          "divisors, got ", rope.divisors.size(), ", accepted none or ", out.size());
   const auto original = static_cast<double>(rope.original_max_positions);
   for (std::size_t i = 0; i < out.size(); ++i) {
     double frequency = std::pow(rope.theta, -2.0 * static_cast<double>(i) / head_dim);
     if (rope.scaling == RopeScaling::kLinear) {
       frequency /= rope.factor;
+    } else if (!rope.divisors.empty()) {
+      frequency /= static_cast<double>(rope.divisors[i]);
     } else if (rope.scaling == RopeScaling::kLlama3) {
       const double turns = original * frequency / (2.0 * std::numbers::pi);
       if (turns < rope.low_freq_factor) {

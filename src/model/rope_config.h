@@ -24,6 +24,9 @@ struct RopeConfig {
   double high_freq_factor =
       4.0;  ///< kLlama3: above this many turns, keep; greater than the low one
   std::int64_t original_max_positions = 0;  ///< kLlama3: context length before stretching, tokens
+  /// kLlama3 of a GGUF file: what each frequency is divided by, [head_dim / 2], in place of the
+  /// four values above. Empty otherwise.
+  std::vector<float> divisors;
 };
 
 /// Reads `rope_theta` with `rope_scaling` (null or an object), or the newer `rope_parameters`

@@ -31,7 +31,7 @@ constexpr std::array<ElementType, 21> kElementTypes = {{
     {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F8_E4M3FNUZ", 8},
 }};
 
-std::optional<DType> weight_type(std::string_view name) {
+std::optional<DType> element_type(std::string_view name) {
   if (name == "F32") return DType::kF32;
   if (name == "F16") return DType::kF16;
   if (name == "BF16") return DType::kBf16;
@@ -74,7 +74,7 @@ SafetensorsEntry read_entry(const std::string& name, const nlohmann::json& value
   const auto dtype = json.string("dtype");
   if (!dtype) json.reject("dtype", "a string");
   entry.dtype_name = *dtype;
-  entry.dtype = weight_type(*dtype);
+  entry.dtype = element_type(*dtype);
 
   const nlohmann::json* shape = json.find("shape");
   if (shape == nullptr || !shape->is_array() || shape->size() > kMaxRank) {
@@ -266,7 +266,7 @@ TensorView Checkpoint::tensor(const std::string& name) const {
     fail(ErrorCode::kUnsupported, kWhere, files_[file].path(), ": tensor ", quote_name(name),
          " dtype, got ", quote_name(entry.dtype_name), ", accepted F32, F16 or BF16");
   }
-  return {name, *entry.dtype, entry.shape, files_[file].bytes().data() + entry.begin,
+  return {name, weight_type(*entry.dtype), entry.shape, files_[file].bytes().data() + entry.begin,
           entry.end - entry.begin};
 }
 
@@ -275,6 +275,10 @@ std::vector<std::string> Checkpoint::names() const {
   out.reserve(tensors_.size());
   for (const auto& [name, slot] : tensors_) out.push_back(name);
   return out;
+}
+
+void Checkpoint::check_unchanged() const {
+  for (const MappedFile& file : files_) file.check_unchanged();
 }
 
 const std::string& Checkpoint::path_of(const std::string& name) const {

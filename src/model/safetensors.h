@@ -11,29 +11,10 @@
 #include <vector>
 
 #include "core/mapped_file.h"
+#include "model/tensor_view.h"
 #include "twilight/types.h"
 
 namespace twilight {
-
-/// One tensor inside a mapped file: row-major, little-endian, read-only, never copied. The format
-/// does not align tensor data, so `data` may sit on any byte: read it with memcpy or unaligned
-/// loads unless `is_aligned()`. A default object stands for an absent tensor.
-struct TensorView {
-  std::string name;
-  DType dtype = DType::kF32;
-  std::vector<std::int64_t> shape;
-  const std::byte* data = nullptr;
-  std::int64_t bytes = 0;
-
-  [[nodiscard]] explicit operator bool() const { return data != nullptr; }
-  [[nodiscard]] std::int64_t elements() const { return bytes / dtype_bytes(dtype); }
-  /// Whether `data` is a multiple of the element size.
-  [[nodiscard]] bool is_aligned() const {
-    return reinterpret_cast<std::uintptr_t>(data) %
-               static_cast<std::uintptr_t>(dtype_bytes(dtype)) ==
-           0;
-  }
-};
 
 /// What the header of a file says about one tensor. `begin` and `end` are bytes from the file's
 /// start.
@@ -63,21 +44,18 @@ struct SafetensorsEntry {
 /// The tensors of a model folder: `model.safetensors`, or the shards that
 /// `model.safetensors.index.json` names (the single file wins where both exist). Maps the files and
 /// keeps them mapped as long as it lives; views point into them. Safe to read from several threads.
-class Checkpoint {
+class Checkpoint final : public TensorSource {
  public:
   /// Throws Error(kNotFound) for a missing file, Error(kInvalidFile) for a malformed one.
   explicit Checkpoint(const std::string& model_dir);
-  Checkpoint(const Checkpoint&) = delete;
-  Checkpoint& operator=(const Checkpoint&) = delete;
 
-  [[nodiscard]] bool contains(const std::string& name) const { return tensors_.count(name) != 0; }
-  /// Throws Error(kInvalidFile) where the tensor is absent, Error(kUnsupported) for its element
-  /// type.
-  [[nodiscard]] TensorView tensor(const std::string& name) const;
-  /// All names, sorted.
-  [[nodiscard]] std::vector<std::string> names() const;
-  /// The file that holds `name`, for messages; the index or single file where it is absent.
-  [[nodiscard]] const std::string& path_of(const std::string& name) const;
+  [[nodiscard]] bool contains(const std::string& name) const override {
+    return tensors_.count(name) != 0;
+  }
+  [[nodiscard]] TensorView tensor(const std::string& name) const override;
+  [[nodiscard]] std::vector<std::string> names() const override;
+  [[nodiscard]] const std::string& path_of(const std::string& name) const override;
+  void check_unchanged() const override;
 
  private:
   struct Slot {

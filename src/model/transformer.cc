@@ -2,33 +2,36 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "core/check.h"
-#include "core/float16.h"
 
 namespace twilight {
 namespace {
 
-float element(const TensorView& tensor, std::int64_t i) {
-  const std::byte* at = tensor.data + i * dtype_bytes(tensor.dtype);
-  if (tensor.dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, at, sizeof(value));
-    return value;
-  }
-  std::uint16_t bits;
-  std::memcpy(&bits, at, sizeof(bits));
-  return tensor.dtype == DType::kBf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+// `count` elements from `first` on, whole blocks, rounded to f32 at most once.
+void read_elements(const TensorView& tensor, std::int64_t first, std::span<float> out) {
+  const std::int64_t block = first / weight_block_length(tensor.type);
+  dequantise_row(tensor.type, tensor.data + block * weight_block_bytes(tensor.type), out);
 }
 
 std::vector<float> to_f32(const TensorView& tensor) {
   if (tensor.data == nullptr) return {};
   std::vector<float> values(static_cast<std::size_t>(tensor.shape[0]));
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    values[i] = element(tensor, static_cast<std::int64_t>(i));
-  }
+  read_elements(tensor, 0, values);
   return values;
+}
+
+WeightView view_of(const TensorView& tensor) {
+  WeightView out;
+  out.data = tensor.data;
+  out.rows = tensor.shape[0];
+  out.cols = tensor.shape[1];
+  if (is_quantised(tensor.type)) {
+    out.blocks = tensor.type;
+  } else if (tensor.type != WeightType::kF32) {
+    out.dtype = tensor.type == WeightType::kF16 ? DType::kF16 : DType::kBf16;
+  }
+  return out;
 }
 
 }  // namespace
@@ -96,7 +99,7 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Mode
 
 Transformer::Matrix Transformer::matrix(const TensorView& tensor) {
   Matrix out;
-  out.view = {tensor.data, tensor.dtype, tensor.shape[0], tensor.shape[1]};
+  out.view = view_of(tensor);
   if (memory_.is_host()) return out;
   out.copy = DeviceBuffer(memory_, static_cast<std::size_t>(tensor.bytes));
   memory_.upload(out.copy.data(), tensor.data, out.copy.size());
@@ -125,9 +128,7 @@ void Transformer::embed(std::span<const std::int32_t> tokens) {
   const std::int64_t hidden = config_.hidden_size;
   for (std::size_t row = 0; row < tokens.size(); ++row) {
     float* out = input_hidden_ + static_cast<std::int64_t>(row) * hidden;
-    for (std::int64_t i = 0; i < hidden; ++i) {
-      out[i] = element(weights_.embed, tokens[row] * hidden + i);
-    }
+    read_elements(weights_.embed, tokens[row] * hidden, {out, static_cast<std::size_t>(hidden)});
   }
 }
 

@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "model/finite_scan.h"
 #include "model/json_reader.h"
+#include "model/safetensors.h"
 
 namespace twilight {
 namespace {
@@ -27,19 +28,19 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 // Hands out tensors by name, checks their shapes and remembers which were used.
 class TensorPicker {
  public:
-  TensorPicker(const Checkpoint& checkpoint, ModelWeights& totals)
-      : checkpoint_(checkpoint), totals_(totals) {}
+  TensorPicker(const TensorSource& source, ModelWeights& totals)
+      : source_(source), totals_(totals) {}
 
   TensorView take(const std::string& name, const std::vector<std::int64_t>& shape) {
-    if (!checkpoint_.contains(name)) {
-      fail(ErrorCode::kInvalidFile, kWhere, checkpoint_.path_of(name), ": tensor ",
-           quote_name(name), ", got nothing, accepted shape ", shape_text(shape));
+    if (!source_.contains(name)) {
+      fail(ErrorCode::kInvalidFile, kWhere, source_.path_of(name), ": tensor ",
+           quote_name(source_.spelling(name)), ", got nothing, accepted shape ", shape_text(shape));
     }
-    TensorView view = checkpoint_.tensor(name);
+    TensorView view = source_.tensor(name);
     if (view.shape != shape) {
-      fail(ErrorCode::kInvalidFile, kWhere, checkpoint_.path_of(name), ": tensor ",
-           quote_name(name), " shape, got ", shape_text(view.shape), ", accepted ",
-           shape_text(shape));
+      fail(ErrorCode::kInvalidFile, kWhere, source_.path_of(name), ": tensor ",
+           quote_name(source_.spelling(name)), " shape, got ", shape_text(view.shape),
+           ", accepted ", shape_text(shape));
     }
     totals_.parameters += view.elements();
     totals_.bytes += view.bytes;
@@ -52,21 +53,22 @@ class TensorPicker {
     return wanted ? take(name, shape) : TensorView{};
   }
 
-  // Throws for a tensor of the checkpoint that nobody took.
+  // Throws for a tensor that nobody took.
   void check_all_used(bool tied) const {
-    for (const std::string& name : checkpoint_.names()) {
+    for (const std::string& name : source_.names()) {
       if (used_.count(name) != 0 || name.ends_with("rotary_emb.inv_freq")) continue;
       if (tied && name == "lm_head.weight") continue;
-      fail(ErrorCode::kInvalidFile, kWhere, checkpoint_.path_of(name), ": tensor ",
-           quote_name(name),
-           ", got one that config.json has no place for, accepted only the model's own tensors");
+      fail(ErrorCode::kInvalidFile, kWhere, source_.path_of(name), ": tensor ",
+           quote_name(source_.spelling(name)),
+           ", got one that the configuration has no place for, accepted only the model's own "
+           "tensors");
     }
   }
 
   [[nodiscard]] const std::vector<TensorView>& taken() const { return taken_; }
 
  private:
-  const Checkpoint& checkpoint_;
+  const TensorSource& source_;
   ModelWeights& totals_;
   std::set<std::string> used_;
   std::vector<TensorView> taken_;
@@ -103,21 +105,22 @@ LayerWeights take_layer(TensorPicker& picker, const ModelConfig& config, int ind
 }
 
 const char* non_finite_name(const TensorView& tensor, std::int64_t element) {
-  const int size = dtype_bytes(tensor.dtype);
+  if (is_quantised(tensor.type)) return "a scale that is NaN or infinite";
+  const int size = weight_block_bytes(tensor.type);
   std::uint32_t bits = 0;
   for (int byte = 0; byte < size; ++byte) {
     bits |= std::to_integer<std::uint32_t>(tensor.data[element * size + byte]) << (8 * byte);
   }
   std::uint32_t mantissa = bits & 0x007fffffU;
-  if (tensor.dtype == DType::kF16) mantissa = bits & 0x03ffU;
-  if (tensor.dtype == DType::kBf16) mantissa = bits & 0x007fU;
+  if (tensor.type == WeightType::kF16) mantissa = bits & 0x03ffU;
+  if (tensor.type == WeightType::kBf16) mantissa = bits & 0x007fU;
   if (mantissa != 0) return "NaN";
   return (bits >> (8 * size - 1)) != 0 ? "-infinity" : "infinity";
 }
 
 // Scans all tensors in chunks, and throws for the first bad element in the order of `tensors`,
 // whatever the number of threads.
-void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& checkpoint,
+void check_finite(const std::vector<TensorView>& tensors, const TensorSource& source,
                   const LoadOptions& options) {
   struct Chunk {
     const TensorView* tensor;
@@ -126,8 +129,10 @@ void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& chec
   };
   std::vector<Chunk> chunks;
   for (const TensorView& tensor : tensors) {
-    for (std::int64_t offset = 0; offset < tensor.bytes; offset += kScanChunkBytes) {
-      chunks.push_back({&tensor, offset, std::min(kScanChunkBytes, tensor.bytes - offset)});
+    const std::int64_t block = weight_block_bytes(tensor.type);
+    const std::int64_t step = kScanChunkBytes / block * block;
+    for (std::int64_t offset = 0; offset < tensor.bytes; offset += step) {
+      chunks.push_back({&tensor, offset, std::min(step, tensor.bytes - offset)});
     }
   }
   const auto count = static_cast<std::int64_t>(chunks.size());
@@ -135,7 +140,7 @@ void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& chec
   const auto scan = [&](std::int64_t index, int /*worker*/) {
     if (index > first_bad.load(std::memory_order_relaxed)) return;
     const Chunk& chunk = chunks[static_cast<std::size_t>(index)];
-    if (!has_non_finite(chunk.tensor->dtype, chunk.tensor->data + chunk.offset, chunk.bytes)) {
+    if (!has_non_finite(chunk.tensor->type, chunk.tensor->data + chunk.offset, chunk.bytes)) {
       return;
     }
     std::int64_t seen = first_bad.load(std::memory_order_relaxed);
@@ -162,9 +167,9 @@ void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& chec
   const Chunk& chunk = chunks[static_cast<std::size_t>(first_bad.load())];
   const TensorView& tensor = *chunk.tensor;
   const std::int64_t element =
-      chunk.offset / dtype_bytes(tensor.dtype) +
-      find_non_finite(tensor.dtype, tensor.data + chunk.offset, chunk.bytes);
-  fail(ErrorCode::kInvalidFile, kWhere, checkpoint.path_of(tensor.name), ": tensor ",
+      chunk.offset / weight_block_bytes(tensor.type) * weight_block_length(tensor.type) +
+      find_non_finite(tensor.type, tensor.data + chunk.offset, chunk.bytes);
+  fail(ErrorCode::kInvalidFile, kWhere, source.path_of(tensor.name), ": tensor ",
        quote_name(tensor.name), " element ", element, " of ", tensor.elements(), ", got ",
        non_finite_name(tensor, element), ", accepted finite numbers");
 }
@@ -173,9 +178,14 @@ void check_finite(const std::vector<TensorView>& tensors, const Checkpoint& chec
 
 ModelWeights load_weights(const std::string& model_dir, const ModelConfig& config,
                           const LoadOptions& options) {
+  return load_weights(std::make_shared<const Checkpoint>(model_dir), config, options);
+}
+
+ModelWeights load_weights(std::shared_ptr<const TensorSource> source, const ModelConfig& config,
+                          const LoadOptions& options) {
   ModelWeights out;
-  out.checkpoint = std::make_shared<const Checkpoint>(model_dir);
-  TensorPicker picker(*out.checkpoint, out);
+  out.source = std::move(source);
+  TensorPicker picker(*out.source, out);
   const std::vector<std::int64_t> table = {config.vocab_size, config.hidden_size};
   out.embed = picker.take("model.embed_tokens.weight", table);
   out.layers.reserve(static_cast<std::size_t>(config.num_layers));
@@ -183,7 +193,8 @@ ModelWeights load_weights(const std::string& model_dir, const ModelConfig& confi
   out.final_norm = picker.take("model.norm.weight", {config.hidden_size});
   out.lm_head = config.tie_word_embeddings ? out.embed : picker.take("lm_head.weight", table);
   picker.check_all_used(config.tie_word_embeddings);
-  if (options.check_finite) check_finite(picker.taken(), *out.checkpoint, options);
+  if (options.check_finite) check_finite(picker.taken(), *out.source, options);
+  out.source->check_unchanged();
   return out;
 }
 

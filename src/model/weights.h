@@ -9,7 +9,7 @@
 
 #include "core/thread_pool.h"
 #include "model/config.h"
-#include "model/safetensors.h"
+#include "model/tensor_view.h"
 
 namespace twilight {
 
@@ -46,7 +46,7 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   std::int64_t parameters = 0;  ///< elements, tied embeddings counted once
   std::int64_t bytes = 0;       ///< of those elements
-  std::shared_ptr<const Checkpoint> checkpoint;
+  std::shared_ptr<const TensorSource> source;
 };
 
 struct LoadOptions {
@@ -60,9 +60,14 @@ struct LoadOptions {
 /// that old checkpoints carry, and an lm_head beside tied embeddings, are passed over; any other
 /// tensor that the architecture does not use is an error, since ignoring it would change the model.
 /// Throws Error(kNotFound / kInvalidFile / kUnsupported)
-/// `[weights] file: tensor 'name' what, got VALUE, accepted SET`.
+/// `[weights] file: tensor 'name' what, got VALUE, accepted SET`, and Error(kIo) where a file was
+/// written to meanwhile.
 [[nodiscard]] ModelWeights load_weights(const std::string& model_dir, const ModelConfig& config,
                                         const LoadOptions& options = {});
+
+/// The same from tensors that are open already; `source` is kept.
+[[nodiscard]] ModelWeights load_weights(std::shared_ptr<const TensorSource> source,
+                                        const ModelConfig& config, const LoadOptions& options = {});
 
 }  // namespace twilight
 

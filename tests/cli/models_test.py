@@ -42,7 +42,7 @@ class BrokenModels(cli_lib.ProgramTest):
 
     def test_folder_is_a_file(self):
         write(self.model, "x")
-        self.refused("[open]", self.model, "Not a directory")
+        self.refused("[gguf]", self.model, "first bytes, got 'x', accepted 'GGUF'")
 
     def test_no_weights(self):
         copy_model(self.model)

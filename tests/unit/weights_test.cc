@@ -117,9 +117,9 @@ TEST(Weights, FindsEveryTensor) {
   tensors["lm_head.weight"] = filled("F16", {10, 8}, 1.0F);
   const ModelWeights w = load(tensors, config);
   ASSERT_EQ(w.layers.size(), 2U);
-  EXPECT_EQ(w.layers[1].k_proj.dtype, DType::kBf16);
-  EXPECT_EQ(w.layers[0].k_proj.dtype, DType::kF32);
-  EXPECT_EQ(w.lm_head.dtype, DType::kF16);
+  EXPECT_EQ(w.layers[1].k_proj.type, WeightType::kBf16);
+  EXPECT_EQ(w.layers[0].k_proj.type, WeightType::kF32);
+  EXPECT_EQ(w.lm_head.type, WeightType::kF16);
   EXPECT_EQ(w.layers[0].down_proj.shape, (std::vector<std::int64_t>{8, 12}));
   EXPECT_FALSE(w.layers[0].q_bias);
   EXPECT_FALSE(w.layers[0].down_bias);
@@ -248,13 +248,13 @@ TEST(FiniteScan, AgreesWithIsfinite) {
   for (std::uint32_t bits = 0; bits <= 0xffffU; ++bits) {
     const auto half = static_cast<std::uint16_t>(bits);
     const auto* data = reinterpret_cast<const std::byte*>(&half);
-    ASSERT_EQ(has_non_finite(DType::kF16, data, 2), !std::isfinite(f16_to_f32(half))) << bits;
-    ASSERT_EQ(has_non_finite(DType::kBf16, data, 2), !std::isfinite(bf16_to_f32(half))) << bits;
+    ASSERT_EQ(has_non_finite(WeightType::kF16, data, 2), !std::isfinite(f16_to_f32(half))) << bits;
+    ASSERT_EQ(has_non_finite(WeightType::kBf16, data, 2), !std::isfinite(bf16_to_f32(half))) << bits;
     for (const std::uint32_t low : {0U, 1U, 0x8000U, 0xffffU}) {
       const std::uint32_t word = (bits << 16) | low;
       float value = 0.0F;
       std::memcpy(&value, &word, 4);
-      ASSERT_EQ(has_non_finite(DType::kF32, reinterpret_cast<const std::byte*>(&word), 4),
+      ASSERT_EQ(has_non_finite(WeightType::kF32, reinterpret_cast<const std::byte*>(&word), 4),
                 !std::isfinite(value))
           << word;
     }
@@ -277,16 +277,16 @@ TEST(FiniteScan, FindsEveryPlace) {
           std::memcpy(data + i * size, &bits, static_cast<std::size_t>(size));
         }
         const std::int64_t bytes = std::int64_t{count} * size;
-        ASSERT_FALSE(has_non_finite(dtype, data, bytes));
-        ASSERT_EQ(find_non_finite(dtype, data, bytes), -1);
+        ASSERT_FALSE(has_non_finite(weight_type(dtype), data, bytes));
+        ASSERT_EQ(find_non_finite(weight_type(dtype), data, bytes), -1);
         for (int i = 0; i < count; i += count < 100 ? 1 : 3299) {
           std::vector<std::byte> bad = buffer;
           std::uint32_t bits = dtype == DType::kF32 ? 0x7f800000U : 0U;
           if (dtype == DType::kF16) bits = 0x7c00U;
           if (dtype == DType::kBf16) bits = 0x7f80U;
           std::memcpy(bad.data() + shift + i * size, &bits, static_cast<std::size_t>(size));
-          ASSERT_TRUE(has_non_finite(dtype, bad.data() + shift, bytes)) << count << ' ' << i;
-          ASSERT_EQ(find_non_finite(dtype, bad.data() + shift, bytes), i);
+          ASSERT_TRUE(has_non_finite(weight_type(dtype), bad.data() + shift, bytes)) << count << ' ' << i;
+          ASSERT_EQ(find_non_finite(weight_type(dtype), bad.data() + shift, bytes), i);
         }
       }
     }
@@ -303,7 +303,7 @@ TEST(Weights, LoadsTheBundledModel) {
   EXPECT_EQ(w.bytes, 37761792);  // metadata.total_size of its index
   EXPECT_EQ(w.parameters, 18880896);
   EXPECT_EQ(w.layers[7].q_proj.shape, (std::vector<std::int64_t>{1024, 384}));
-  EXPECT_EQ(w.embed.dtype, DType::kBf16);
+  EXPECT_EQ(w.embed.type, WeightType::kBf16);
   EXPECT_EQ(w.lm_head.data, w.embed.data);
   const ModelWeights copy = w;
   EXPECT_EQ(copy.layers[0].q_proj.data, w.layers[0].q_proj.data);
@@ -334,7 +334,7 @@ TEST(Weights, LoadsTheTinyModels) {
     EXPECT_EQ(config.group_size(), c.group);
     EXPECT_EQ(static_cast<bool>(w.layers[0].q_bias), c.bias);
     EXPECT_EQ(w.lm_head.data == w.embed.data, c.tied);
-    EXPECT_EQ(w.layers[1].up_proj.dtype, c.dtype);
+    EXPECT_EQ(w.layers[1].up_proj.type, weight_type(c.dtype));
     EXPECT_EQ(static_cast<bool>(w.layers[1].q_norm), config.qk_norm);
     EXPECT_EQ(static_cast<bool>(w.layers[1].k_norm), config.qk_norm);
     EXPECT_EQ(w.bytes, 2 * w.parameters);

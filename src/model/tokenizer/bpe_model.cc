@@ -25,7 +25,8 @@ struct Candidate {
 
 }  // namespace
 
-BpeModel::BpeModel(const JsonField& field) {
+BpeModel::BpeModel(const JsonField& field, bool gaps_part_words)
+    : gaps_part_words_(gaps_part_words) {
   if (field.has("type") && field.at("type").string() != "BPE") {
     field.at("type").unsupported("BPE");
   }
@@ -161,7 +162,10 @@ void BpeModel::start_symbols(std::string_view word, std::vector<std::int32_t>& i
       for (char c : character) ids.push_back((*byte_ids_)[static_cast<unsigned char>(c)]);
       continue;
     }
-    if (!unknown_) continue;  // a character without a token and without a stand-in is dropped
+    if (!unknown_) {  // a character without a token and without a stand-in is dropped
+      if (gaps_part_words_) ids.push_back(kNone);
+      continue;
+    }
     if (!fuse_unknown_) flush_unknown();
     unknown_pending = true;
   }
@@ -225,6 +229,10 @@ void BpeModel::encode_word(std::string_view word, std::vector<std::int32_t>& ids
   const std::size_t from = ids.size();
   start_symbols(word, ids);
   merge(ids, from);
+  if (gaps_part_words_) {
+    ids.erase(std::remove(ids.begin() + static_cast<std::ptrdiff_t>(from), ids.end(), kNone),
+              ids.end());
+  }
 }
 
 }  // namespace twilight

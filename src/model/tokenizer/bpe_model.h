@@ -20,7 +20,9 @@ inline constexpr std::int32_t kMaxTokenId = 1 << 22;
 /// construction, safe to share between threads; not movable, since its tables point into it.
 class BpeModel {
  public:
-  explicit BpeModel(const JsonField& field);
+  /// With `gaps_part_words` a character that has no token still keeps its neighbours from merging
+  /// (llama.cpp); without, it is as if it were not there.
+  explicit BpeModel(const JsonField& field, bool gaps_part_words = false);
   BpeModel(const BpeModel&) = delete;
   BpeModel& operator=(const BpeModel&) = delete;
 
@@ -61,6 +63,7 @@ class BpeModel {
   std::optional<std::int32_t> unknown_;
   bool fuse_unknown_ = false;
   bool ignore_merges_ = false;
+  bool gaps_part_words_ = false;
 };
 
 }  // namespace twilight

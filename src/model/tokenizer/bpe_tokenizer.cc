@@ -48,12 +48,13 @@ class WordCache {
 
 class BpeTokenizer final : public Tokenizer {
  public:
-  BpeTokenizer(const JsonField& root, std::optional<std::int32_t> bos_id)
+  BpeTokenizer(const JsonField& root, const JsonField& model, bool gaps_part_words,
+               std::optional<std::int32_t> bos_id)
       : Tokenizer(bos_id),
         normalizer_(root.has("normalizer") ? Normalizer(root.at("normalizer")) : Normalizer()),
         pre_tokenizer_(root.has("pre_tokenizer") ? PreTokenizer(root.at("pre_tokenizer"))
                                                  : PreTokenizer()),
-        model_(root.at("model")),
+        model_(model, gaps_part_words),
         decoder_(root.has("decoder") ? TokenDecoder(root.at("decoder")) : TokenDecoder()),
         vocab_size_(static_cast<int>(model_.tokens().size())) {
     if (root.has("added_tokens")) load_added_tokens(root.at("added_tokens"));
@@ -197,7 +198,17 @@ std::unique_ptr<Tokenizer> load_bpe_tokenizer(std::string_view json, const std::
         ' ');
     fail(ErrorCode::kInvalidFile, file, "malformed JSON: ", reason, ", accepted a tokenizer.json");
   }
-  return std::make_unique<BpeTokenizer>(JsonField(document, file, ""), bos_id);
+  const JsonField root(document, file, "");
+  return std::make_unique<BpeTokenizer>(root, root.at("model"), false, bos_id);
+}
+
+std::unique_ptr<Tokenizer> make_bpe_tokenizer(const nlohmann::json& document,
+                                              const std::string& file,
+                                              const std::string& model_name, bool gaps_part_words,
+                                              std::optional<std::int32_t> bos_id) {
+  return std::make_unique<BpeTokenizer>(JsonField(document, file, ""),
+                                        JsonField(document.at("model"), file, model_name),
+                                        gaps_part_words, bos_id);
 }
 
 }  // namespace twilight

@@ -2,6 +2,7 @@
 #define TWILIGHT_MODEL_TOKENIZER_BPE_TOKENIZER_H_
 
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -15,6 +16,14 @@ namespace twilight {
 /// Throws Error(kInvalidFile) for what is malformed, Error(kUnsupported) for what is not supported.
 [[nodiscard]] std::unique_ptr<Tokenizer> load_bpe_tokenizer(
     std::string_view json, const std::string& file, std::optional<std::int32_t> bos_id = {});
+
+/// The same from a document of that form, whose `model` is called `model_name` in messages. With
+/// `gaps_part_words` as in BpeModel.
+[[nodiscard]] std::unique_ptr<Tokenizer> make_bpe_tokenizer(const nlohmann::json& document,
+                                                            const std::string& file,
+                                                            const std::string& model_name,
+                                                            bool gaps_part_words,
+                                                            std::optional<std::int32_t> bos_id);
 
 }  // namespace twilight
 
