@@ -4,6 +4,7 @@
 #include "core/check.h"
 #include "core/thread_pool.h"
 #include "engine/model_impl.h"
+#include "model/expand_weights.h"
 #include "model/gguf_checkpoint.h"
 #include "model/gguf_config.h"
 #include "model/tokenizer/gguf_tokenizer.h"
@@ -36,6 +37,19 @@ std::string main_type(const ModelWeights& weights) {
   }
 }
 
+// The template of a GGUF file's metadata; nothing without one, or without a tokenizer.
+std::optional<ChatTemplate> gguf_chat_template(const GgufFile& gguf, const Model::Impl& impl) {
+  const auto jinja = gguf.string("tokenizer.chat_template");
+  if (!jinja || impl.tokenizer == nullptr) return std::nullopt;
+  const auto text_of = [&](std::optional<std::int32_t> token) {
+    return token ? impl.tokenizer->token_bytes(*token) : std::string();
+  };
+  const auto& ends = impl.config.eos_token_ids;
+  return ChatTemplate::detect(
+      *jinja, text_of(impl.config.bos_token_id),
+      text_of(ends.empty() ? std::nullopt : std::optional<std::int32_t>(ends.front())));
+}
+
 }  // namespace
 
 Model::Model(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -63,11 +77,12 @@ Model Model::load(const std::string& directory, const Progress& progress) {
     impl->no_tokenizer = error.what();
   }
   try {
-    impl->chat = load_chat_template(directory);
+    impl->chat = gguf != nullptr ? gguf_chat_template(*gguf, *impl) : load_chat_template(directory);
     if (!impl->chat) {
       impl->no_chat =
-          cat("[chat template] no template, got folder ", directory,
-              ", accepted one whose tokenizer_config.json has chat_template, or a name: ",
+          cat("[chat template] no template, got ", directory,
+              ", accepted a model whose tokenizer_config.json has chat_template, or whose GGUF "
+              "metadata has tokenizer.chat_template, or a name: ",
               ChatTemplate::family_names());
     }
   } catch (const Error& error) {
@@ -107,6 +122,7 @@ Model Model::load(const std::string& directory, const Progress& progress) {
   info.parameters = impl->weights.parameters;
   info.weight_bytes = impl->weights.bytes;
   info.weight_dtype = main_type(impl->weights);
+  impl->weights = expand_quantised(impl->weights, pool);
   info.tied_embeddings = config.tie_word_embeddings;
   info.bos_token = config.bos_token_id;
   info.eos_tokens.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());

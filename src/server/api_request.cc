@@ -324,6 +324,7 @@ ApiRequest parse_chat(const Json& body, const RequestContext& context) {
   check_length(context, prompt, max_tokens.value_or(1), "messages");
   request.base.max_tokens = static_cast<std::int32_t>(
       max_tokens.value_or(context.context - static_cast<std::int64_t>(prompt.size())));
+  request.base.stop_tokens = context.chat->stop_tokens();
   for (std::string& stop : context.chat->stops()) request.stops.push_back(std::move(stop));
   return request;
 }

@@ -122,7 +122,7 @@ struct ApiServer::Impl {
         log(log_file, options.log_level, options.log_json),
         metrics(to),
         limit(options.rate, options.burst),
-        chat(plain_chat_format()),
+        chat(chat_format_of(to.model())),
         http(options.http),
         context_tokens(context_of(to)) {
     using httplib::Request, httplib::Response;

@@ -13,6 +13,7 @@ class PlainFormat final : public ChatFormat {
     return text + "Assistant:";
   }
   std::vector<std::string> stops() const override { return {"\nUser:", "\nSystem:"}; }
+  std::vector<std::int32_t> stop_tokens() const override { return {}; }
   bool has_bos() const override { return false; }
   bool strips_leading() const override { return true; }
   std::string name() const override { return "plain"; }
@@ -24,10 +25,31 @@ class PlainFormat final : public ChatFormat {
   }
 };
 
+class TemplateFormat final : public ChatFormat {
+ public:
+  explicit TemplateFormat(const Model& model) : model_(model) {}
+  std::string prompt(const std::vector<ChatMessage>& messages) const override {
+    return model_.chat_prompt(messages);
+  }
+  std::vector<std::string> stops() const override { return {}; }
+  std::vector<std::int32_t> stop_tokens() const override { return model_.chat_stop_tokens(); }
+  bool has_bos() const override { return true; }
+  bool strips_leading() const override { return false; }
+  std::string name() const override { return "template"; }
+
+ private:
+  Model model_;
+};
+
 }  // namespace
 
 ChatFormat::~ChatFormat() = default;
 
 std::unique_ptr<ChatFormat> plain_chat_format() { return std::make_unique<PlainFormat>(); }
+
+std::unique_ptr<ChatFormat> chat_format_of(const Model& model) {
+  if (model.has_chat_template()) return std::make_unique<TemplateFormat>(model);
+  return plain_chat_format();
+}
 
 }  // namespace twilight::server

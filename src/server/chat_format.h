@@ -1,16 +1,14 @@
 #ifndef TWILIGHT_SERVER_CHAT_FORMAT_H_
 #define TWILIGHT_SERVER_CHAT_FORMAT_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
-namespace twilight::server {
+#include "twilight/engine.h"
 
-struct ChatMessage {
-  std::string role;  ///< system, user or assistant
-  std::string content;
-};
+namespace twilight::server {
 
 /// How a conversation becomes a prompt. Const and thread-safe.
 class ChatFormat {
@@ -21,6 +19,8 @@ class ChatFormat {
   [[nodiscard]] virtual std::string prompt(const std::vector<ChatMessage>& messages) const = 0;
   /// Where the assistant's message ends, beside the model's end tokens.
   [[nodiscard]] virtual std::vector<std::string> stops() const = 0;
+  /// Tokens that end it; not shown.
+  [[nodiscard]] virtual std::vector<std::int32_t> stop_tokens() const = 0;
   /// Whether `prompt` begins with the model's first token spelled out.
   [[nodiscard]] virtual bool has_bos() const = 0;
   /// Whether white space that the message begins with belongs to the format.
@@ -31,6 +31,8 @@ class ChatFormat {
 
 /// "User: ...\n\nAssistant:" for models without a template of their own.
 [[nodiscard]] std::unique_ptr<ChatFormat> plain_chat_format();
+/// The model's own template where it has a known one, else the plain format.
+[[nodiscard]] std::unique_ptr<ChatFormat> chat_format_of(const Model& model);
 
 }  // namespace twilight::server
 

@@ -38,7 +38,7 @@ class Usage(cli_lib.ProgramTest):
         self.assertRegex(self.run_ok("--version").out, r"^twilight \d+\.\d+\.\d+\n$")
 
     def test_commands(self):
-        every = "demo, generate, eval, pareto, calibrate, bench, inspect, info"
+        every = "demo, generate, eval, pareto, calibrate, bench, inspect, serve, info"
         self.check_refused(2, ("[command]", "got nothing", every))
         self.check_refused(2, ("[command]", "got 'fly'", every), "fly")
         self.check_refused(2, ("[command]", "got nothing", "accepted ppl, passkey"), "eval")

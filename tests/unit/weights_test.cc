@@ -1,4 +1,6 @@
 #include "model/weights.h"
+#include "core/thread_pool.h"
+#include "model/expand_weights.h"
 
 #include <gtest/gtest.h>
 
@@ -249,7 +251,8 @@ TEST(FiniteScan, AgreesWithIsfinite) {
     const auto half = static_cast<std::uint16_t>(bits);
     const auto* data = reinterpret_cast<const std::byte*>(&half);
     ASSERT_EQ(has_non_finite(WeightType::kF16, data, 2), !std::isfinite(f16_to_f32(half))) << bits;
-    ASSERT_EQ(has_non_finite(WeightType::kBf16, data, 2), !std::isfinite(bf16_to_f32(half))) << bits;
+    ASSERT_EQ(has_non_finite(WeightType::kBf16, data, 2), !std::isfinite(bf16_to_f32(half)))
+        << bits;
     for (const std::uint32_t low : {0U, 1U, 0x8000U, 0xffffU}) {
       const std::uint32_t word = (bits << 16) | low;
       float value = 0.0F;
@@ -285,7 +288,8 @@ TEST(FiniteScan, FindsEveryPlace) {
           if (dtype == DType::kF16) bits = 0x7c00U;
           if (dtype == DType::kBf16) bits = 0x7f80U;
           std::memcpy(bad.data() + shift + i * size, &bits, static_cast<std::size_t>(size));
-          ASSERT_TRUE(has_non_finite(weight_type(dtype), bad.data() + shift, bytes)) << count << ' ' << i;
+          ASSERT_TRUE(has_non_finite(weight_type(dtype), bad.data() + shift, bytes))
+              << count << ' ' << i;
           ASSERT_EQ(find_non_finite(weight_type(dtype), bad.data() + shift, bytes), i);
         }
       }
@@ -339,6 +343,40 @@ TEST(Weights, LoadsTheTinyModels) {
     EXPECT_EQ(static_cast<bool>(w.layers[1].k_norm), config.qk_norm);
     EXPECT_EQ(w.bytes, 2 * w.parameters);
   }
+}
+
+TEST(ExpandQuantised, TensorsBecomeHalvesOfTheirOwn) {
+  // Two rows of one Q8_0 block each: an f16 scale and 32 signed bytes.
+  std::vector<std::byte> blocks(2 * 34);
+  for (std::size_t row = 0; row < 2; ++row) {
+    const std::uint16_t scale = f32_to_f16(row == 0 ? 0.25F : 0.01F);
+    std::memcpy(blocks.data() + row * 34, &scale, 2);
+    for (std::size_t i = 0; i < 32; ++i) {
+      blocks[row * 34 + 2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(7 * i - 100));
+    }
+  }
+  ModelWeights weights;
+  weights.embed = {"embed", WeightType::kQ8_0, {2, 32}, blocks.data(), 68};
+  weights.lm_head = weights.embed;
+  const float norm[2] = {1, 2};
+  weights.final_norm = {"norm", WeightType::kF32, {2}, reinterpret_cast<const std::byte*>(norm), 8};
+  ThreadPool pool(2);
+  const ModelWeights out = expand_quantised(weights, pool);
+  EXPECT_EQ(out.embed.type, WeightType::kF16);
+  EXPECT_EQ(out.embed.bytes, 128);
+  EXPECT_EQ(out.lm_head.data, out.embed.data);
+  EXPECT_EQ(out.final_norm.data, weights.final_norm.data);
+  std::vector<float> exact(64);
+  dequantise_row(WeightType::kQ8_0, blocks.data(), exact);
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, out.embed.data + 2 * i, 2);
+    EXPECT_NEAR(f16_to_f32(bits), exact[i], std::abs(exact[i]) * 0x1p-11F);
+  }
+  const std::uint16_t huge = f32_to_f16(60000.0F);
+  std::memcpy(blocks.data(), &huge, 2);
+  expect_error(ErrorCode::kUnsupported, {"embed", "65504"},
+               [&] { (void)expand_quantised(weights, pool); });
 }
 
 }  // namespace
