@@ -38,8 +38,8 @@ void ServeFlags::add(CLI::App& command) {
       ->group(batching);
   command
       .add_option("--cache-tokens", cache_tokens,
-                  "Tokens the KV cache holds over all sequences; 0: --max-seqs times the context, "
-                  "at most 131072 or one context")
+                  "Tokens the KV cache holds over all sequences, 0: 131072; a request that needs "
+                  "more is refused")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber)
       ->group(batching);
