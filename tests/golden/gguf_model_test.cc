@@ -185,8 +185,8 @@ TEST(GgufLogits, SmolLm2AgreesWithLlamaCpp) {
       const double difference = static_cast<double>(logits[ids[i]]) - values[i];
       square += difference * difference;
     }
-    // llama.cpp rounds activations to 8 bits before every product; the spread is measured by
-    // the script.
+    // llama.cpp rounds activations to 8 bits before every product, here weights are rounded to f16
+    // and activations of the prefill to bf16: .11 to .24 in these prompts, and .5 is accepted.
     EXPECT_LE(std::sqrt(square / static_cast<double>(ids.size())),
               golden["tolerance"].get<double>());
     EXPECT_EQ(std::max_element(logits.begin(), logits.end()) - logits.begin(),
