@@ -30,8 +30,8 @@ class FaultsTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = serve_lib.Server("--ctx", 4096, "--cache-tokens", 16384, "--max-body", 0.25,
-                                      "--read-timeout", 2, "--write-timeout", 2,
-                                      "--stream-buffer", 16, "--max-connections", 80)
+                                      "--read-timeout", 2, "--write-timeout", 10,
+                                      "--stream-buffer", 400, "--max-connections", 80)
 
     @classmethod
     def tearDownClass(cls):
