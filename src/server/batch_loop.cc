@@ -5,6 +5,7 @@
 #include <exception>
 #include <iterator>
 #include <span>
+#include <utility>
 
 #include "twilight/error.h"
 
@@ -102,10 +103,16 @@ void BatchLoop::report_end(Task& task, EndReason reason, const std::string& erro
   usage.sparse_layers = task.totals.sparse_layers;
   usage.dense_layers = task.totals.dense_layers;
   ++stats_.requests_ended[static_cast<int>(reason)];
-  try {
-    if (live_) live_(task.id, {});
-    task.sink->on_end(reason, usage, error);
-  } catch (...) {  // a sink's own trouble; its request has ended anyway
+  if (live_) live_(task.id, {});
+  ends_.push_back({task.sink, reason, usage, error});
+}
+
+void BatchLoop::deliver_ends() {
+  for (const End& end : std::exchange(ends_, {})) {
+    try {
+      end.sink->on_end(end.reason, end.usage, end.error);
+    } catch (...) {  // a sink's own trouble; its request has ended anyway
+    }
   }
 }
 

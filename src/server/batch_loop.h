@@ -33,6 +33,9 @@ class BatchLoop {
   [[nodiscard]] bool idle() const { return queue_.empty() && running_.empty(); }
   /// One round: ends what is overdue, admits, runs one chunk of a prompt and one decode step.
   void step();
+  /// Tells the sinks of requests that have ended since the last call. Apart from the rounds, so
+  /// that who hears of an end finds it in the statistics.
+  void deliver_ends();
   void clear_prefix_cache() { prefixes_.clear(); }
 
   /// Counters and gauges; `queued`, accepted and refused requests are the scheduler's to add.
@@ -83,6 +86,13 @@ class BatchLoop {
   std::int64_t admissions_ = 0;
   std::vector<float> logits_;
   LiveVisitor live_;
+  struct End {
+    std::shared_ptr<RequestSink> sink;
+    EndReason reason = EndReason::kError;
+    RequestUsage usage;
+    std::string error;
+  };
+  std::vector<End> ends_;  ///< not told yet
   SchedulerStats stats_;
   std::int64_t dense_reasons_[6] = {};  ///< by StepPath
 };

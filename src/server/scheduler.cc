@@ -74,6 +74,10 @@ struct Scheduler::Impl {
         const std::lock_guard lock(mutex);
         snapshot = stats;
         waiting = loop.queued();
+      }
+      loop.deliver_ends();
+      {
+        const std::lock_guard lock(mutex);
         idle = loop.idle() && incoming.empty();
       }
       ended.notify_all();
