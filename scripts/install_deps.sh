@@ -6,6 +6,7 @@ packages=(
   cmake g++ make ninja-build pkg-config python3
   libhwy-dev              # SIMD with run-time choice of the instruction set
   libdnnl-dev             # oneDNN: matrix products of the prefill
+  ocl-icd-opencl-dev      # libdnnl-dev's CMake package asks for OpenCL and only recommends it
   nlohmann-json3-dev      # configurations, safetensors headers, reports
   libpcre2-dev            # pre-tokeniser patterns
   libutf8proc-dev         # Unicode normal forms of some tokenizers
