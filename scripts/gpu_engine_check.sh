@@ -11,15 +11,7 @@ shift 2
 [ $# -eq 0 ] && set -- info equal decode large
 mkdir -p "$output"
 
-# Where PyTorch's wheels hold cuBLAS and cuDNN, if the toolkit does not.
-libraries=$(python3 - <<'PY' 2>/dev/null
-import glob, os, site
-roots = site.getsitepackages() + [site.getusersitepackages()]
-print(":".join(d for r in roots for d in glob.glob(os.path.join(r, "nvidia", "*", "lib"))))
-PY
-)
-LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64:$libraries
-export LD_LIBRARY_PATH
+. "$(dirname "$0")/gpu_libraries.sh"
 model=models/vesper-19m
 failed=0
 

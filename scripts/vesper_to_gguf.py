@@ -95,6 +95,8 @@ def main():
 
     writer = gguf.GGUFWriter(args.out, "llama")
     writer.add_name(args.model.name)
+    files = gguf.LlamaFileType
+    writer.add_file_type(files.ALL_F32 if args.type == "F32" else files[f"MOSTLY_{args.type}"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prefill and decode speed of llama.cpp on a GGUF made by vesper_to_gguf.py. JSON on stdout.
+"""Prefill and decode speed of llama.cpp on a GGUF made by scripts/vesper_to_gguf.py. JSON on stdout.
 
 Flash attention, f16 KV cache, greedy. First it is checked against tests/golden/logits/vesper-19m.json
 (transformers, float32): tokenisation, logits after 512 tokens, and the greedy continuation. Then one

@@ -44,10 +44,6 @@ std::string random_hex() {
   return text.data();
 }
 
-double since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 std::int32_t context_of(const Scheduler& scheduler) {
   const EngineOptions& engine = scheduler.options().engine;
   const std::int32_t context =
@@ -318,7 +314,7 @@ struct ApiServer::Impl {
     const auto milli = [](double seconds) { return std::round(seconds * 1e6) / 1e3; };
     fields["queue_ms"] = milli(queue);
     fields["first_token_ms"] = milli(first);
-    fields["total_ms"] = milli(since(job.start));
+    fields["total_ms"] = milli(seconds_since(job.start));
     fields["kv_bytes_ratio"] = std::round(usage["kv_bytes_ratio"].get<double>() * 1e4) / 1e4;
     fields["kept_tokens_mean"] = usage["kept_tokens_mean"];
     log.write(status >= 500 ? LogLevel::kWarning : LogLevel::kInfo, "request", fields);
@@ -454,7 +450,7 @@ struct ApiServer::Impl {
     json["status"] = draining ? "draining" : "ok";
     json["version"] = options.version;
     json["model"] = options.model_id;
-    json["uptime_seconds"] = std::round(since(started) * 1e3) / 1e3;
+    json["uptime_seconds"] = std::round(seconds_since(started) * 1e3) / 1e3;
     json["attention"] = scheduler.options().engine.policy.name;
     json["attn_p"] = scheduler.options().engine.policy.p;
     json["context"] = context_tokens;

@@ -34,10 +34,6 @@ SchedulerOptions settle(SchedulerOptions options) {
   throw Error(ErrorCode::kInvalidArgument, "[request] " + what);
 }
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 }  // namespace
 
 BatchLoop::BatchLoop(const Device& device, const Model& model, const SchedulerOptions& options)
@@ -126,33 +122,41 @@ void BatchLoop::finish(Task& task, EndReason reason, const std::string& error) {
   report_end(*held, reason, error);
 }
 
-void BatchLoop::finish_waiting(Task& task, EndReason reason) { report_end(task, reason, {}); }
-
-void BatchLoop::cancel(const std::set<Scheduler::Id>& ids) {
-  if (ids.empty()) return;
-  const auto wanted = [&](const TaskPtr& task) { return ids.count(task->id) > 0; };
-  for (const TaskPtr& task : queue_.extract(wanted)) finish_waiting(*task, EndReason::kCancelled);
+// Ends every task, waiting or running, that `match` picks.
+template <class Match>
+void BatchLoop::end_where(EndReason reason, const Match& match) {
+  for (const TaskPtr& task : queue_.extract(match)) report_end(*task, reason, {});
   for (std::size_t i = running_.size(); i-- > 0;) {
-    if (wanted(running_[i])) finish(*running_[i], EndReason::kCancelled);
+    if (match(running_[i])) finish(*running_[i], reason);
   }
 }
 
-void BatchLoop::end_all(EndReason reason) {
-  for (const TaskPtr& task : queue_.extract([](const TaskPtr&) { return true; })) {
-    finish_waiting(*task, reason);
+// Runs `work` for a task, which ends where it throws.
+template <class Work>
+void BatchLoop::guarded(Task& task, const Work& work) {
+  try {
+    work();
+  } catch (const std::exception& e) {
+    finish(task, EndReason::kError, e.what());
+  } catch (...) {
+    finish(task, EndReason::kError, "unknown error");
   }
-  while (!running_.empty()) finish(*running_.back(), reason);
+}
+
+void BatchLoop::cancel(const std::set<Scheduler::Id>& ids) {
+  if (ids.empty()) return;
+  end_where(EndReason::kCancelled, [&](const TaskPtr& task) { return ids.count(task->id) > 0; });
+}
+
+void BatchLoop::end_all(EndReason reason) {
+  end_where(reason, [](const TaskPtr&) { return true; });
 }
 
 void BatchLoop::end_overdue() {
   const Clock::time_point now = Clock::now();
-  const auto late = [&](const TaskPtr& task) {
+  end_where(EndReason::kDeadline, [&](const TaskPtr& task) {
     return task->request.deadline && *task->request.deadline <= now;
-  };
-  for (const TaskPtr& task : queue_.extract(late)) finish_waiting(*task, EndReason::kDeadline);
-  for (std::size_t i = running_.size(); i-- > 0;) {
-    if (late(running_[i])) finish(*running_[i], EndReason::kDeadline);
-  }
+  });
 }
 
 // --- pages ------------------------------------------------------------------------------------
@@ -237,9 +241,8 @@ void BatchLoop::admit() {
     Task& task = *queue_.front();
     std::optional<Sequence> sequence;
     PrefixCache::Lease lease;
-    // Scoring a prompt needs every position's logits, which a cached prefix does not have.
-    const bool cached = options_.prefix_cache && !task.request.prompt_logprobs &&
-                        prefixes_.advance(task.request.prompt, sequence, lease);
+    const bool cached =
+        shares_prefix(task) && prefixes_.advance(task.request.prompt, sequence, lease);
     if (!has_room(task, cached ? sequence->num_pages() : 0)) return;
     std::string error;
     try {
@@ -269,6 +272,11 @@ void BatchLoop::note_cached(Task& task, std::int32_t tokens) {
   stats_.cached_prompt_tokens += tokens;
 }
 
+// Scoring a prompt needs every position's logits, which a cached prefix does not have.
+bool BatchLoop::shares_prefix(const Task& task) const {
+  return options_.prefix_cache && !task.request.prompt_logprobs;
+}
+
 // --- prompts ----------------------------------------------------------------------------------
 
 // The shortest remaining prompt first, so that a short one does not wait for a long one; but none
@@ -286,24 +294,28 @@ Task* BatchLoop::next_prompt() {
   return best;
 }
 
+// Where a prompt's next chunk ends. Chunks begin at multiples of chunk_, as cached prefixes end
+// there: what a prompt computes does not depend on whether its beginning was cached.
+std::int32_t BatchLoop::chunk_end(const Task& task) const {
+  return std::min((task.sequence->num_tokens() / chunk_ + 1) * chunk_, task.prompt_tokens());
+}
+
 // Returns the tokens run; 0 where there is nothing to do.
 std::int32_t BatchLoop::run_prompt_chunk() {
   Task* task = next_prompt();
   if (task == nullptr) return 0;
-  const bool shares = options_.prefix_cache && !task->request.prompt_logprobs;
   // Another request may have run the next blocks in the meantime.
   const std::int32_t before = task->sequence->num_tokens();
-  if (shares && before % chunk_ == 0 &&
+  if (shares_prefix(*task) && before % chunk_ == 0 &&
       prefixes_.advance(task->request.prompt, task->sequence, task->lease)) {
     note_cached(*task, task->sequence->num_tokens() - before);
   }
   task->passed_over = 0;
   const std::int32_t page = options_.engine.page_size;
-  const std::int32_t end =
-      std::min((task->sequence->num_tokens() / chunk_ + 1) * chunk_, task->prompt_tokens());
+  const std::int32_t end = chunk_end(*task);
   const std::int32_t pages = (end + page - 1) / page - task->sequence->num_pages();
   while (!make_room(pages)) {
-    if (running_.back().get() == task && running_.size() == 1) {
+    if (running_.size() == 1) {
       finish(*task, EndReason::kOutOfPages);
       return chunk_;
     }
@@ -312,21 +324,13 @@ std::int32_t BatchLoop::run_prompt_chunk() {
     if (self) return chunk_;
   }
   const std::int32_t count = end - task->sequence->num_tokens();
-  try {
-    run_chunk(*task);
-  } catch (const std::exception& e) {
-    finish(*task, EndReason::kError, e.what());
-  } catch (...) {
-    finish(*task, EndReason::kError, "unknown error");
-  }
+  guarded(*task, [&] { run_chunk(*task); });
   return count;
 }
 
-// Chunks begin at multiples of chunk_, as cached prefixes end there: what a prompt computes does
-// not depend on whether its beginning was cached.
 void BatchLoop::run_chunk(Task& task) {
   const std::int32_t begin = task.sequence->num_tokens();
-  const std::int32_t end = std::min((begin / chunk_ + 1) * chunk_, task.prompt_tokens());
+  const std::int32_t end = chunk_end(task);
   const std::span<const std::int32_t> prompt(task.request.prompt);
   const auto tokens =
       prompt.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
@@ -355,7 +359,7 @@ void BatchLoop::run_chunk(Task& task) {
     return;
   }
   stats_.prompt_tokens += end - begin;
-  if (options_.prefix_cache && !task.request.prompt_logprobs && end - begin == chunk_) {
+  if (shares_prefix(task) && end - begin == chunk_) {
     prefixes_.insert(prompt, *task.sequence, task.lease);
   }
   if (last) prompt_done(task, row);
@@ -375,7 +379,7 @@ void BatchLoop::prompt_done(Task& task, std::span<const float> logits) {
 
 // Draws the next token from logits that follow all tokens of the task.
 void BatchLoop::take_logits(Task& task, std::span<const float> logits) {
-  try {
+  guarded(task, [&] {
     const std::int32_t token = task.choice.sample(logits);
     const auto is_end = [&](const std::vector<std::int32_t>& ends) {
       return std::find(ends.begin(), ends.end(), token) != ends.end();
@@ -398,11 +402,7 @@ void BatchLoop::take_logits(Task& task, std::span<const float> logits) {
     } else if (static_cast<std::int32_t>(task.generated.size()) >= task.request.max_tokens) {
       finish(task, EndReason::kLength);
     }
-  } catch (const std::exception& e) {
-    finish(task, EndReason::kError, e.what());
-  } catch (...) {
-    finish(task, EndReason::kError, "unknown error");
-  }
+  });
 }
 
 void BatchLoop::decode_step() {
@@ -436,21 +436,28 @@ void BatchLoop::decode_step() {
 }
 
 void BatchLoop::note_stats(Task& task, std::size_t row) {
-  const ModelInfo& info = engine_.model().info();
-  LiveKept kept{info.num_layers, info.num_kv_heads, task.sequence->num_tokens(), {}};
-  for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
+  for (std::int32_t layer = 0; layer < engine_.model().info().num_layers; ++layer) {
     const LayerStats& stats = engine_.last_stats(layer)[row];
     task.totals.add(stats);
     stats_.kv_bytes_read += stats.bytes_read;
     stats_.kv_bytes_dense += stats.bytes_dense;
     ++(is_dense(stats.path) ? dense_reasons_[static_cast<int>(stats.path)]
                             : stats_.sparse_layer_steps);
+  }
+}
+
+void BatchLoop::show_live(const Task& task, std::size_t row) const {
+  if (!live_) return;
+  const ModelInfo& info = engine_.model().info();
+  LiveKept kept{info.num_layers, info.num_kv_heads, task.sequence->num_tokens(), {}};
+  for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
+    const LayerStats& stats = engine_.last_stats(layer)[row];
     for (const std::int32_t tokens : stats.attended) {
       kept.kept_share.push_back(static_cast<float>(tokens) /
                                 static_cast<float>(std::max(stats.num_tokens, 1)));
     }
   }
-  if (live_) live_(task.id, std::move(kept));
+  live_(task.id, std::move(kept));
 }
 
 void BatchLoop::decode_group(std::int32_t policy, std::vector<Task*>& group) {
@@ -476,6 +483,7 @@ void BatchLoop::decode_group(std::int32_t policy, std::vector<Task*>& group) {
     const bool again = ++task.replayed < task.generated.size();
     if (again) continue;
     note_stats(task, i);
+    show_live(task, i);
     take_logits(task, {logits_.data() + i * vocab, vocab});
   }
 }

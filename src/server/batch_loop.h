@@ -61,14 +61,20 @@ class BatchLoop {
   void decode_step();
   void decode_group(std::int32_t policy, std::vector<Task*>& group);
   void note_stats(Task& task, std::size_t row);
+  void show_live(const Task& task, std::size_t row) const;
   void take_logits(Task& task, std::span<const float> logits);
   void preempt_youngest();
   bool take_policy(Task& task);
   void note_cached(Task& task, std::int32_t tokens);
+  [[nodiscard]] bool shares_prefix(const Task& task) const;
+  [[nodiscard]] std::int32_t chunk_end(const Task& task) const;
 
   /// Ends a running task; the pointer is dead afterwards.
   void finish(Task& task, EndReason reason, const std::string& error = {});
-  void finish_waiting(Task& task, EndReason reason);
+  template <class Match>
+  void end_where(EndReason reason, const Match& match);
+  template <class Work>
+  void guarded(Task& task, const Work& work);
   void report_end(Task& task, EndReason reason, const std::string& error);
 
   SchedulerOptions options_;

@@ -2,11 +2,11 @@
 #define TWILIGHT_SERVER_PREFIX_CACHE_H_
 
 #include <cstdint>
-#include <list>
 #include <map>
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "twilight/kv_cache.h"
@@ -34,8 +34,6 @@ class PrefixCache {
     }
     ~Lease() { release(); }
     void release();
-    /// Blocks covered, from the first.
-    [[nodiscard]] std::int32_t blocks() const { return static_cast<std::int32_t>(nodes_.size()); }
 
    private:
     friend class PrefixCache;

@@ -16,6 +16,10 @@ namespace twilight::server {
 
 using Clock = std::chrono::steady_clock;
 
+inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
 /// Log-probability (natural) of one token where it stood, and the most likely ones there.
 struct TokenLogprobs {
   std::int32_t token = 0;

@@ -15,6 +15,7 @@
 #include "core/buffer.h"
 #include "core/thread_pool.h"
 #include "support/cases.h"
+#include "support/expect_stats.h"
 #include "support/step_buffers.h"
 
 /// One decode step of a policy against the ops it is made of, on the scalar reference and every
@@ -133,17 +134,6 @@ Result run_step(DecodeStep& step, const PagedFixture& fixture, const std::vector
 void expect_same_bits(std::span<const float> a, std::span<const float> b, const std::string& what) {
   ASSERT_EQ(a.size(), b.size()) << what;
   EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size_bytes()), 0) << what;
-}
-
-void expect_same_stats(const LayerStats& a, const LayerStats& b) {
-  EXPECT_EQ(a.path, b.path);
-  EXPECT_EQ(a.num_tokens, b.num_tokens);
-  EXPECT_EQ(a.candidates, b.candidates);
-  EXPECT_EQ(a.attended, b.attended);
-  EXPECT_EQ(a.kept, b.kept);
-  EXPECT_EQ(a.estimated_mass, b.estimated_mass);
-  EXPECT_EQ(a.bytes_read, b.bytes_read);
-  EXPECT_EQ(a.bytes_dense, b.bytes_dense);
 }
 
 class DecodeStepCases : public ::testing::TestWithParam<std::tuple<OpCase, std::string>> {

@@ -8,6 +8,7 @@
 #include "engine/device_impl.h"
 #include "support/engine_runs.h"
 #include "support/expect_error.h"
+#include "support/expect_stats.h"
 #include "support/far_backend.h"
 
 /// The engine on a device whose memory the host cannot touch (FarBackend): the same bits as on the
@@ -98,15 +99,8 @@ void expect_same(const Outcome& far, const Outcome& host) {
   for (std::size_t i = 0; i < far.stats.size(); ++i) {
     const LayerStats& a = far.stats[i];
     const LayerStats& b = host.stats[i];
-    EXPECT_EQ(a.path, b.path);
-    EXPECT_EQ(a.num_tokens, b.num_tokens);
-    EXPECT_EQ(a.candidates, b.candidates);
-    EXPECT_EQ(a.attended, b.attended);
-    EXPECT_EQ(a.kept, b.kept);
-    EXPECT_EQ(a.estimated_mass, b.estimated_mass);
+    expect_same_stats(a, b);
     EXPECT_EQ(a.true_mass, b.true_mass);
-    EXPECT_EQ(a.bytes_read, b.bytes_read);
-    EXPECT_EQ(a.bytes_dense, b.bytes_dense);
   }
   EXPECT_EQ(far.totals.sparse_layers, host.totals.sparse_layers);
   EXPECT_EQ(far.totals.bytes_read, host.totals.bytes_read);
