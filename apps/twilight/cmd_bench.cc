@@ -2,6 +2,7 @@
 
 #include "bench_decode.h"
 #include "bench_op.h"
+#include "bench_serve.h"
 #include "commands.h"
 
 namespace twilight::app {
@@ -91,11 +92,12 @@ void add_decode(CLI::App& bench, Action& action) {
 }  // namespace
 
 void add_bench(CLI::App& app, Action& action) {
-  CLI::App* command = app.add_subcommand("bench", "Time attention alone, or decoding with a model");
+  CLI::App* command = app.add_subcommand("bench", "Time attention, decoding or a server");
   command->require_subcommand(1);
   command->footer("Example: twilight bench op --ctx 32768");
   add_op(*command, action);
   add_decode(*command, action);
+  add_bench_serve(*command, action);
 }
 
 }  // namespace twilight::app

@@ -23,11 +23,8 @@ std::string default_id(const std::string& model) {
 
 }  // namespace
 
-void ServeFlags::add(CLI::App& command) {
-  common.add(command);
-  attention.add(command);
+void ServeFlags::add_batching(CLI::App& command) {
   const std::string batching = "Batching";
-  command.add_option("--model", model, "Checkpoint folder")->required();
   command.add_option("--ctx", context, "Longest sequence in tokens; 0: the model's")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 27))
@@ -54,6 +51,13 @@ void ServeFlags::add(CLI::App& command) {
       ->group(batching);
   command.add_flag("--no-prefix-cache", no_prefix_cache, "Forget finished prompts at once")
       ->group(batching);
+}
+
+void ServeFlags::add(CLI::App& command) {
+  common.add(command);
+  attention.add(command);
+  command.add_option("--model", model, "Checkpoint folder")->required();
+  add_batching(command);
   const std::string group = "Server";
   command.add_option("--host", server.http.host, "Address to listen on; 0.0.0.0 is everyone's")
       ->capture_default_str()

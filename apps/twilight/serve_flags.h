@@ -11,7 +11,7 @@
 
 namespace twilight::app {
 
-/// What it takes to serve a model; `serve` and `bench serve` share it.
+/// What it takes to serve a model.
 struct ServeFlags {
   CommonFlags common;
   AttentionFlags attention;
@@ -25,6 +25,8 @@ struct ServeFlags {
   double max_body_mib = 8;
 
   void add(CLI::App& command);
+  /// The part that shapes the scheduler.
+  void add_batching(CLI::App& command);
   [[nodiscard]] server::SchedulerOptions scheduler_options() const;
   [[nodiscard]] server::ServerOptions server_options() const;
 };

@@ -8,7 +8,7 @@ from cli_lib import vesper, write
 COMMANDS = (("demo",), ("generate",), ("eval",), ("eval", "ppl"), ("eval", "passkey"),
             ("eval", "niah"), ("eval", "vt"), ("eval", "cwe"), ("eval", "fwe"), ("eval", "recall"),
             ("pareto",), ("calibrate",), ("bench",), ("bench", "op"), ("bench", "decode"),
-            ("inspect",), ("info",))
+            ("bench", "serve"), ("inspect",), ("info",))
 
 
 class Usage(cli_lib.ProgramTest):
