@@ -61,6 +61,8 @@ class Backend {
   /// Whether decode ops run for these shapes; the reason names the axis that does not fit.
   [[nodiscard]] virtual Support supports(const StepCaps& caps, DType cache_dtype,
                                          const IndexFormat& format) const = 0;
+  /// Whether `linear` takes weights in quantised blocks.
+  [[nodiscard]] virtual bool takes_weight_blocks() const { return false; }
   /// Order of the index codes that this backend's kernels read.
   [[nodiscard]] virtual IndexLayout index_layout() const { return IndexLayout::kTokenLanes; }
   /// What the ops' pointers point at (except fields documented as host memory): ordinary host

@@ -80,6 +80,7 @@ class FarBackend final : public Backend {
                                  const IndexFormat& format) const override {
     return inner_->supports(caps, cache_dtype, format);
   }
+  [[nodiscard]] bool takes_weight_blocks() const override { return inner_->takes_weight_blocks(); }
   [[nodiscard]] IndexLayout index_layout() const override { return layout_; }
   [[nodiscard]] DeviceMemory& memory() override { return memory_; }
   [[nodiscard]] std::size_t workspace_bytes(const StepCaps& caps) const override {

@@ -15,6 +15,7 @@ CpuBackend::CpuBackend(ThreadPool& pool, Isa isa)
       select_(select_kernels(isa)),
       attend_(attend_kernels(isa)),
       model_(model_kernels(isa)),
+      blocks_(block_kernels(isa)),
       matmul_(pool, isa),
       prefill_(pool, isa) {}
 

@@ -6,6 +6,7 @@
 #include "backend/cpu/dnnl_matmul.h"
 #include "backend/cpu/isa.h"
 #include "backend/cpu/kernels/attend.h"
+#include "backend/cpu/kernels/blocks.h"
 #include "backend/cpu/kernels/index.h"
 #include "backend/cpu/kernels/model.h"
 #include "backend/cpu/kernels/select.h"
@@ -26,6 +27,7 @@ class CpuBackend final : public Backend {
   [[nodiscard]] std::string description() const override;
   [[nodiscard]] Support supports(const StepCaps& caps, DType cache_dtype,
                                  const IndexFormat& format) const override;
+  [[nodiscard]] bool takes_weight_blocks() const override { return true; }
   [[nodiscard]] std::size_t workspace_bytes(const StepCaps& caps) const override;
   [[nodiscard]] bool has_fused_select_and_prune() const override { return true; }
 
@@ -55,6 +57,8 @@ class CpuBackend final : public Backend {
   void do_attend_prefill(const AttendPrefillParams& params) override;
   // cpu_model.cc
   void do_linear(const LinearParams& params) override;
+  void linear_of_blocks(const LinearParams& params);
+  void linear_of_blocks_in_f32(const LinearParams& params);
   void do_rms_norm(const RmsNormParams& params) override;
   void do_rope(const RopeParams& params) override;
   void do_silu_mul(const SiluMulParams& params) override;
@@ -65,8 +69,10 @@ class CpuBackend final : public Backend {
   const SelectKernels& select_;
   const AttendKernels& attend_;
   const ModelKernels& model_;
+  const BlockKernels& blocks_;
   DnnlMatmul matmul_;
   PrefillAttention prefill_;
+  Buffer block_inputs_;  ///< activations in bytes, or a row of weights in f32 for each thread; grows
 };
 
 }  // namespace twilight::cpu

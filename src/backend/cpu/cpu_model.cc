@@ -21,19 +21,64 @@ void for_ranges(ThreadPool& pool, std::int64_t count, std::int64_t bytes_each, s
                     [&](std::int64_t i, int) { range(i * size, std::min(count, (i + 1) * size)); });
 }
 
+void grow(Buffer& buffer, std::int64_t bytes) {
+  if (static_cast<std::int64_t>(buffer.size()) < bytes) {
+    buffer = Buffer(static_cast<std::size_t>(bytes));
+  }
+}
+
 }  // namespace
 
 void CpuBackend::do_linear(const LinearParams& params) {
-  if (params.weight.quantised()) {
-    fail(ErrorCode::kUnsupported, "cpu linear", "weight type, got ",
-         weight_type_name(params.weight.blocks), ", accepted F32, F16, BF16");
-  }
-  if (params.num_rows > kMatvecMaxRows && !params.row_invariant) {
+  const std::int32_t few = params.weight.quantised() ? kBlockMatvecMaxRows : kMatvecMaxRows;
+  if (params.num_rows > few && !params.row_invariant) {
     matmul_.run(params);
+    return;
+  }
+  if (params.weight.quantised()) {
+    params.full_precision ? linear_of_blocks_in_f32(params) : linear_of_blocks(params);
     return;
   }
   for_ranges(pool_, params.weight.rows, params.weight.cols * dtype_bytes(params.weight.dtype), 4,
              [&](std::int64_t begin, std::int64_t end) { model_.matvec(params, begin, end); });
+}
+
+void CpuBackend::linear_of_blocks(const LinearParams& params) {
+  const WeightView& weight = params.weight;
+  const std::int64_t input_bytes = block_input_bytes(weight.cols);
+  grow(block_inputs_, params.num_rows * input_bytes);
+  const auto quantise = [&](std::int64_t row, int) {
+    blocks_.quantise(weight.blocks, params.x + row * params.x_stride, weight.cols,
+                     block_inputs_.data() + row * input_bytes);
+  };
+  if (params.num_rows == 1) {
+    quantise(0, 0);
+  } else {
+    pool_.parallel_for(params.num_rows, quantise);
+  }
+  for_ranges(pool_, weight.rows, weight.row_bytes(), 1, [&](std::int64_t begin, std::int64_t end) {
+    blocks_.matvec(params, block_inputs_.data(), begin, end);
+  });
+}
+
+void CpuBackend::linear_of_blocks_in_f32(const LinearParams& params) {
+  const WeightView& weight = params.weight;
+  const auto scratch_bytes =
+      static_cast<std::int64_t>(align_up(static_cast<std::size_t>(weight.cols) * sizeof(float)));
+  grow(block_inputs_, pool_.num_threads() * scratch_bytes);
+  const std::int64_t step = std::max<std::int64_t>(kTaskBytes / scratch_bytes, 1);
+  pool_.parallel_for((weight.rows + step - 1) / step, [&](std::int64_t task, int worker) {
+    auto* wide = reinterpret_cast<float*>(block_inputs_.data() + worker * scratch_bytes);
+    LinearParams one = params;
+    one.weight = {reinterpret_cast<const std::byte*>(wide), DType::kF32, 1, weight.cols};
+    const std::int64_t end = std::min(weight.rows, (task + 1) * step);
+    for (std::int64_t row = task * step; row < end; ++row) {
+      blocks_.dequantise(weight.blocks, weight.data + row * weight.row_bytes(), weight.cols, wide);
+      one.bias = params.bias == nullptr ? nullptr : params.bias + row;
+      one.y = params.y + row;
+      model_.matvec(one, 0, 1);
+    }
+  });
 }
 
 void CpuBackend::do_rms_norm(const RmsNormParams& params) {

@@ -46,6 +46,7 @@ void store_tile(const float* tile, std::int64_t rows, std::int64_t cols, const f
 DnnlMatmul::DnnlMatmul(ThreadPool& pool, Isa isa)
     : pool_(pool),
       kernels_(prefill_kernels(isa)),
+      blocks_(block_kernels(isa)),
       bf16_(prefers_bf16_gemm(isa)),
       workers_(static_cast<std::size_t>(pool.num_threads())) {}
 
@@ -58,13 +59,40 @@ void DnnlMatmul::run(const LinearParams& params) {
   }
 }
 
+// `count` weights, whole blocks, in the compute type.
+void DnnlMatmul::convert(const WeightView& weight, const std::byte* from, std::int64_t count,
+                         bool bf16, std::byte* to) const {
+  auto* half = reinterpret_cast<std::uint16_t*>(to);
+  auto* full = reinterpret_cast<float*>(to);
+  if (!weight.quantised()) {
+    if (bf16) {
+      kernels_.to_bf16(from, weight.dtype, count, half);
+    } else {
+      kernels_.to_f32(from, weight.dtype, count, full);
+    }
+    return;
+  }
+  if (!bf16) {
+    blocks_.dequantise(weight.blocks, from, count, full);
+    return;
+  }
+  constexpr std::int64_t kPart = 1024;  // whole blocks of any type; 4 KiB
+  alignas(64) float wide[kPart];
+  for (std::int64_t i = 0; i < count; i += kPart) {
+    const std::int64_t some = std::min(kPart, count - i);
+    blocks_.dequantise(weight.blocks, from, some, wide);
+    kernels_.to_bf16(reinterpret_cast<const std::byte*>(wide), DType::kF32, some, half + i);
+    from += weight_row_bytes(weight.blocks, some);
+  }
+}
+
 void DnnlMatmul::run_block(const LinearParams& params, std::int64_t first_row, std::int64_t rows,
                            bool bf16) {
   const WeightView& w = params.weight;
   const std::int64_t k = w.cols;
   const std::int64_t element = bf16 ? 2 : 4;
   const bool x_in_place = !bf16 && params.x_stride == k;
-  const bool w_in_place = w.dtype == (bf16 ? DType::kBf16 : DType::kF32);
+  const bool w_in_place = w.type() == (bf16 ? WeightType::kBf16 : WeightType::kF32);
   const float* x = params.x + first_row * params.x_stride;
 
   if (!x_in_place) {
@@ -87,14 +115,10 @@ void DnnlMatmul::run_block(const LinearParams& params, std::int64_t first_row, s
     grow(worker.tile, kTileRows * kTileCols * 4);
     const std::int64_t col = index / row_tasks * kTileCols;
     const std::int64_t cols = std::min(kTileCols, w.rows - col);
-    const std::byte* b = w.data + col * k * dtype_bytes(w.dtype);
+    const std::byte* b = w.data + col * w.row_bytes();
     if (!w_in_place) {
       grow(worker.weight, kTileCols * k * element);
-      if (bf16) {
-        kernels_.to_bf16(b, w.dtype, cols * k, worker.weight.as<std::uint16_t>());
-      } else {
-        kernels_.to_f32(b, w.dtype, cols * k, worker.weight.as<float>());
-      }
+      convert(w, b, cols * k, bf16, worker.weight.data());
       b = worker.weight.data();
     }
     const std::int64_t begin = index % row_tasks * kTaskRows;

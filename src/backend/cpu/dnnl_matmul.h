@@ -7,6 +7,7 @@
 
 #include "backend/cpu/dnnl_gemm.h"
 #include "backend/cpu/isa.h"
+#include "backend/cpu/kernels/blocks.h"
 #include "backend/cpu/kernels/prefill.h"
 #include "core/buffer.h"
 #include "ops/params.h"
@@ -22,7 +23,8 @@ namespace twilight::cpu {
 /// Two ways to compute: bf16 (x and W rounded to bf16, exact products, f32 sums) where the machine
 /// has bf16 instructions and the chosen instruction set allows them, f32 elsewhere and for
 /// `full_precision`. A bf16 weight in bf16 mode, and an f32 one in f32 mode, is read in place;
-/// other pairs are converted tile by tile, so no second copy of the weights ever exists.
+/// others, quantised blocks among them, are converted tile by tile, so no second copy of the weights
+/// ever exists.
 ///
 /// Work is cut by the shape alone, so results do not depend on the number of threads. Scratch grows
 /// to the largest shape seen; calls after that allocate nothing of ours. Not thread-safe.
@@ -43,10 +45,13 @@ class DnnlMatmul {
     Buffer tile;    ///< [kTileRows, kTileCols] f32
   };
 
+  void convert(const WeightView& weight, const std::byte* from, std::int64_t count, bool bf16,
+               std::byte* to) const;
   void run_block(const LinearParams& params, std::int64_t first_row, std::int64_t rows, bool bf16);
 
   ThreadPool& pool_;
   const PrefillKernels& kernels_;
+  const BlockKernels& blocks_;
   bool bf16_;
   std::vector<Worker> workers_;
   Buffer x_;  ///< rows of one block in the compute type, [rows, K]

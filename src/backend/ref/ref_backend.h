@@ -15,6 +15,7 @@ class RefBackend final : public Backend {
   [[nodiscard]] std::string description() const override;
   [[nodiscard]] Support supports(const StepCaps& caps, DType cache_dtype,
                                  const IndexFormat& format) const override;
+  [[nodiscard]] bool takes_weight_blocks() const override { return true; }
   [[nodiscard]] std::size_t workspace_bytes(const StepCaps& caps) const override;
 
  private:
