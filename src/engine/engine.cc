@@ -140,8 +140,9 @@ struct Engine::Impl {
       : device(device_in),
         model(model_in),
         options(settle(options_in, model_in.info())),
-        transformer(*device.impl().backend, model.impl().config, model.impl().weights,
-                    std::max(options.prefill_chunk, options.max_seqs), options.full_precision),
+        transformer(*device.impl().backend, device.impl().pool, model.impl().config,
+                    model.impl().weights, std::max(options.prefill_chunk, options.max_seqs),
+                    options.full_precision),
         cache(device,
               cache_options(options = size_cache(options, device, model.info()), model.info()),
               options.policy) {

@@ -4,7 +4,6 @@
 #include "core/check.h"
 #include "core/thread_pool.h"
 #include "engine/model_impl.h"
-#include "model/expand_weights.h"
 #include "model/gguf_checkpoint.h"
 #include "model/gguf_config.h"
 #include "model/tokenizer/gguf_tokenizer.h"
@@ -122,7 +121,6 @@ Model Model::load(const std::string& directory, const Progress& progress) {
   info.parameters = impl->weights.parameters;
   info.weight_bytes = impl->weights.bytes;
   info.weight_dtype = main_type(impl->weights);
-  impl->weights = expand_quantised(impl->weights, pool);
   info.tied_embeddings = config.tie_word_embeddings;
   info.bos_token = config.bos_token_id;
   info.eos_tokens.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());

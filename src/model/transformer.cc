@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "model/expand_weights.h"
 
 namespace twilight {
 namespace {
@@ -38,8 +39,8 @@ WeightView view_of(const TensorView& tensor) {
 
 AttentionPort::~AttentionPort() = default;
 
-Transformer::Transformer(Backend& backend, const ModelConfig& config, const ModelWeights& weights,
-                         std::int32_t max_tokens, bool full_precision)
+Transformer::Transformer(Backend& backend, ThreadPool& pool, const ModelConfig& config,
+                         const ModelWeights& weights, std::int32_t max_tokens, bool full_precision)
     : backend_(backend),
       memory_(backend.memory()),
       config_(config),
@@ -51,15 +52,16 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Mode
     inverse_frequencies_.push_back(static_cast<double>(frequency));
   }
   for (const LayerWeights& layer : weights.layers) {
-    layers_.push_back({matrix(layer.q_proj), matrix(layer.k_proj), matrix(layer.v_proj),
-                       matrix(layer.o_proj), matrix(layer.gate_proj), matrix(layer.up_proj),
-                       matrix(layer.down_proj), vector(layer.input_norm), vector(layer.post_norm),
-                       vector(layer.q_norm), vector(layer.k_norm), vector(layer.q_bias),
-                       vector(layer.k_bias), vector(layer.v_bias), vector(layer.o_bias),
-                       vector(layer.gate_bias), vector(layer.up_bias), vector(layer.down_bias)});
+    layers_.push_back(
+        {matrix(layer.q_proj, pool), matrix(layer.k_proj, pool), matrix(layer.v_proj, pool),
+         matrix(layer.o_proj, pool), matrix(layer.gate_proj, pool), matrix(layer.up_proj, pool),
+         matrix(layer.down_proj, pool), vector(layer.input_norm), vector(layer.post_norm),
+         vector(layer.q_norm), vector(layer.k_norm), vector(layer.q_bias), vector(layer.k_bias),
+         vector(layer.v_bias), vector(layer.o_bias), vector(layer.gate_bias), vector(layer.up_bias),
+         vector(layer.down_bias)});
   }
   final_norm_ = vector(weights.final_norm);
-  lm_head_ = matrix(weights.lm_head);
+  lm_head_ = matrix(weights.lm_head, pool);
 
   const std::int64_t rows = max_tokens_;
   const auto carve_inputs = [&](Arena& arena, float*& hidden, float*& cos, float*& sin) {
@@ -97,12 +99,23 @@ Transformer::Transformer(Backend& backend, const ModelConfig& config, const Mode
   carve_inputs(inputs, input_hidden_, input_cos_, input_sin_);
 }
 
-Transformer::Matrix Transformer::matrix(const TensorView& tensor) {
+Transformer::Matrix Transformer::matrix(const TensorView& tensor, ThreadPool& pool) {
   Matrix out;
   out.view = view_of(tensor);
-  if (memory_.is_host()) return out;
-  out.copy = DeviceBuffer(memory_, static_cast<std::size_t>(tensor.bytes));
-  memory_.upload(out.copy.data(), tensor.data, out.copy.size());
+  const bool expand = out.view.quantised() && !backend_.takes_weight_blocks();
+  if (memory_.is_host() && !expand) return out;
+  Buffer half;
+  const std::byte* from = tensor.data;
+  auto bytes = static_cast<std::size_t>(tensor.bytes);
+  if (expand) {
+    half = expand_quantised(tensor, pool);
+    from = half.data();
+    bytes = half.size();
+    out.view.blocks = WeightType::kF32;
+    out.view.dtype = DType::kF16;
+  }
+  out.copy = DeviceBuffer(memory_, bytes);
+  memory_.upload(out.copy.data(), from, bytes);
   out.view.data = out.copy.data();
   return out;
 }

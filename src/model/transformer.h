@@ -7,6 +7,7 @@
 
 #include "core/buffer.h"
 #include "core/device_memory.h"
+#include "core/thread_pool.h"
 #include "model/config.h"
 #include "model/weights.h"
 #include "ops/backend.h"
@@ -28,13 +29,15 @@ class AttentionPort {
 
 /// The Llama-family forward pass over const weights: everything but attention itself. Owns the
 /// activations of up to `max_tokens` tokens and, where the backend's memory is not the host's, a
-/// copy of the weights there (the embedding table stays: rows are looked up on the host). Allocates
+/// copy of the weights there (the embedding table stays: rows are looked up on the host). Quantised
+/// weights stay in their blocks where the backend takes those and are f16 elsewhere. Allocates
 /// nothing after construction. Not thread-safe; several may share the weights.
 class Transformer {
  public:
-  /// `config` and `weights` must outlive it. `full_precision` asks the backend for f32 products.
-  Transformer(Backend& backend, const ModelConfig& config, const ModelWeights& weights,
-              std::int32_t max_tokens, bool full_precision);
+  /// `config` and `weights` must outlive it; `pool` is used during construction alone.
+  /// `full_precision` asks the backend for f32 products.
+  Transformer(Backend& backend, ThreadPool& pool, const ModelConfig& config,
+              const ModelWeights& weights, std::int32_t max_tokens, bool full_precision);
 
   [[nodiscard]] std::int32_t max_tokens() const { return max_tokens_; }
 
@@ -66,7 +69,7 @@ class Transformer {
   /// A tensor in the backend's memory.
   struct Matrix {
     WeightView view;
-    DeviceBuffer copy;  // empty on the host
+    DeviceBuffer copy;  // empty where the backend reads the model's own
   };
   /// Norm weights or a bias in f32 in the backend's memory; null where the model has none.
   struct Vector {
@@ -76,7 +79,7 @@ class Transformer {
       return copy.size() > 0 ? copy.as<float>() : host.empty() ? nullptr : host.data();
     }
   };
-  [[nodiscard]] Matrix matrix(const TensorView& tensor);
+  [[nodiscard]] Matrix matrix(const TensorView& tensor, ThreadPool& pool);
   [[nodiscard]] Vector vector(const TensorView& tensor);
   void linear(const float* x, const Matrix& weight, const Vector& bias, float* y,
               std::int32_t num_rows, bool accumulate = false);

@@ -47,7 +47,6 @@ struct ModelWeights {
   std::int64_t parameters = 0;  ///< elements, tied embeddings counted once
   std::int64_t bytes = 0;       ///< of those elements
   std::shared_ptr<const TensorSource> source;
-  std::shared_ptr<const void> expanded;  ///< memory of tensors that lie in no file
 };
 
 struct LoadOptions {

@@ -72,7 +72,8 @@ class CpuBackend final : public Backend {
   const BlockKernels& blocks_;
   DnnlMatmul matmul_;
   PrefillAttention prefill_;
-  Buffer block_inputs_;  ///< activations in bytes, or a row of weights in f32 for each thread; grows
+  Buffer
+      block_inputs_;  ///< activations in bytes, or a row of weights in f32 for each thread; grows
 };
 
 }  // namespace twilight::cpu

@@ -23,8 +23,8 @@ namespace twilight::cpu {
 /// Two ways to compute: bf16 (x and W rounded to bf16, exact products, f32 sums) where the machine
 /// has bf16 instructions and the chosen instruction set allows them, f32 elsewhere and for
 /// `full_precision`. A bf16 weight in bf16 mode, and an f32 one in f32 mode, is read in place;
-/// others, quantised blocks among them, are converted tile by tile, so no second copy of the weights
-/// ever exists.
+/// others, quantised blocks among them, are converted tile by tile, so no second copy of the
+/// weights ever exists.
 ///
 /// Work is cut by the shape alone, so results do not depend on the number of threads. Scratch grows
 /// to the largest shape seen; calls after that allocate nothing of ours. Not thread-safe.

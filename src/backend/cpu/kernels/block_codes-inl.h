@@ -66,7 +66,9 @@ constexpr bool kHasMinimum = kType == WeightType::kQ4_1 || kType == WeightType::
 
 // What is taken off every code of a block that has no minimum of its own.
 template <WeightType kType>
-constexpr int kCentre = kType == WeightType::kQ4_0 ? 8 : kType == WeightType::kQ5_0 ? 16 : 0;
+constexpr int kCentre = kType == WeightType::kQ4_0   ? 8
+                        : kType == WeightType::kQ5_0 ? 16
+                                                     : 0;
 
 // 32 codes: unsigned, signed in Q8_0.
 template <WeightType kType>
@@ -120,8 +122,8 @@ HWY_INLINE RunScales run_scales(Bytes b) {
   } else if constexpr (kType == WeightType::kQ3_K) {
     const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b + 96));
     const __m128i four = _mm_set1_epi8(15);
-    const __m128i nibble = _mm_unpacklo_epi64(_mm_and_si128(low, four),
-                                              _mm_and_si128(_mm_srli_epi16(low, 4), four));
+    const __m128i nibble =
+        _mm_unpacklo_epi64(_mm_and_si128(low, four), _mm_and_si128(_mm_srli_epi16(low, 4), four));
     const __m128i pairs =
         _mm_srlv_epi32(_mm_set1_epi32(load32(b + 104)), _mm_setr_epi32(0, 2, 4, 6));
     const __m128i high = _mm_slli_epi16(_mm_and_si128(pairs, _mm_set1_epi8(3)), 4);
@@ -152,9 +154,8 @@ HWY_INLINE RunScales run_scales(Bytes b) {
     };
     RunScales out;
     out.step[0] = _mm256_mul_ps(halves(b), widen_unsigned(pack(w0, s_high)));
-    out.offset[0] =
-        _mm256_mul_ps(_mm256_xor_ps(halves(b + 2), _mm256_set1_ps(-0.0F)),
-                      widen_unsigned(pack(w1, n_high)));
+    out.offset[0] = _mm256_mul_ps(_mm256_xor_ps(halves(b + 2), _mm256_set1_ps(-0.0F)),
+                                  widen_unsigned(pack(w1, n_high)));
     out.step[1] = out.step[0];
     out.offset[1] = out.offset[0];
     return out;

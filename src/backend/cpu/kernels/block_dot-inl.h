@@ -9,10 +9,11 @@ TWILIGHT_BEFORE_NAMESPACE();
 namespace twilight::cpu::TWILIGHT_ISA {
 namespace {
 
-// What a type's products read beside the codes of the activations, with s the step of 32 of them and
-// c their codes:
+// What a type's products read beside the codes of the activations, with s the step of 32 of them
+// and c their codes:
 //   Q8_0                scales s
-//   Q4_0, Q5_0          scales s; sums, as int32, minus centre / 8 sum c, the start of each of the 8
+//   Q4_0, Q5_0          scales s; sums, as int32, minus centre / 8 sum c, the start of each of the
+//   8
 //                       integer sums
 //   Q4_1, Q5_1          scales: pairs s, s sum c
 //   Q4_K, Q5_K          scales s, sums s sum c
@@ -132,7 +133,8 @@ HWY_INLINE void add_block(Bytes b, const BlockInput* in, std::int64_t block, int
                             reinterpret_cast<const double*>(in[m].scales + 2 * block))));
       const __m256 dot =
           dot_bytes(_mm256_setzero_si256(), codes, load256(in[m].codes + 32 * block));
-      sums.products[m][side] = _mm256_fmadd_ps(dot, _mm256_moveldup_ps(both), sums.products[m][side]);
+      sums.products[m][side] =
+          _mm256_fmadd_ps(dot, _mm256_moveldup_ps(both), sums.products[m][side]);
       sums.offsets[m][side] = _mm256_add_ps(sums.offsets[m][side], both);  // odd lanes
     }
   } else {
@@ -145,8 +147,7 @@ HWY_INLINE void add_block(Bytes b, const BlockInput* in, std::int64_t block, int
         dot = dot_bytes(_mm256_setzero_si256(), _mm256_abs_epi8(codes),
                         _mm256_sign_epi8(input, codes));
       } else {
-        const __m256i start =
-            _mm256_castps_si256(_mm256_broadcast_ss(in[m].sums + block));
+        const __m256i start = _mm256_castps_si256(_mm256_broadcast_ss(in[m].sums + block));
         dot = dot_bytes(start, codes, input);
       }
       const __m256 scale = _mm256_mul_ps(step, _mm256_broadcast_ss(in[m].scales + block));
@@ -163,8 +164,8 @@ HWY_INLINE void add_part(Bytes b, const BlockInput* in, std::int64_t block, cons
   constexpr int kSide = kPart % 2;
 #pragma GCC unroll 4
   for (int m = 0; m < kInputs; ++m) {
-    const __m256 dot = dot_bytes(_mm256_setzero_si256(), codes,
-                                 load256(in[m].codes + 256 * block + 32 * kPart));
+    const __m256 dot =
+        dot_bytes(_mm256_setzero_si256(), codes, load256(in[m].codes + 256 * block + 32 * kPart));
     __m256 scale;
     if constexpr (kRunsOf32<kType>) {
       scale = _mm256_broadcast_ss(steps + 16 * m + kPart);
@@ -190,8 +191,8 @@ HWY_INLINE void add_runs(Bytes b, const BlockInput* in, std::int64_t block,
       const std::int64_t at = 8 * (kVectors * block + v);
       _mm256_store_ps(steps + 16 * m + 8 * v,
                       _mm256_mul_ps(scales.step[v], _mm256_loadu_ps(in[m].scales + at)));
-      sums.offsets[m][v] = _mm256_fmadd_ps(scales.offset[v], _mm256_loadu_ps(in[m].sums + at),
-                                           sums.offsets[m][v]);
+      sums.offsets[m][v] =
+          _mm256_fmadd_ps(scales.offset[v], _mm256_loadu_ps(in[m].sums + at), sums.offsets[m][v]);
     }
   }
   add_part<kType, 0, kInputs>(b, in, block, steps, sums);
@@ -213,7 +214,8 @@ HWY_INLINE void dot_row(const LinearParams& p, const std::byte* inputs, std::int
   BlockInput in[kInputs];
   RowSums<kInputs> sums;
   for (int m = 0; m < kInputs; ++m) {
-    in[m] = BlockInput(const_cast<std::byte*>(inputs) + (input + m) * block_input_bytes(cols), cols);
+    in[m] =
+        BlockInput(const_cast<std::byte*>(inputs) + (input + m) * block_input_bytes(cols), cols);
     for (int side = 0; side < 2; ++side) {
       sums.products[m][side] = _mm256_setzero_ps();
       sums.offsets[m][side] = _mm256_setzero_ps();

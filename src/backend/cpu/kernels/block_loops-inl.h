@@ -50,7 +50,8 @@ inline void decode_q2_k(Bytes b, BlockCodes& out) {
     out.codes[i] = static_cast<std::int8_t>((b[at] >> (i % 128 / 32 * 2)) & 3);
   }
   for (int run = 0; run < 16; ++run) {
-    set_runs(out, run, d * static_cast<float>(b[run] & 15), -dmin * static_cast<float>(b[run] >> 4));
+    set_runs(out, run, d * static_cast<float>(b[run] & 15),
+             -dmin * static_cast<float>(b[run] >> 4));
   }
 }
 

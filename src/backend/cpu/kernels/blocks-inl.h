@@ -1,9 +1,9 @@
 // What: matrix-vector products with weights in quantised blocks, and their weights in f32.
 // Mapping: one call per range of output rows.
 // Bound: reading the blocks once from memory; in the narrow types about level with the arithmetic.
-// Numerics: activations round to bytes, 32 at a time; integer sums are exact, steps and offsets meet
-// them in f32 (docs/numerics.md). Compiled with -ffp-contract=off: only what is written as a fused
-// product is one. Test: tests/parity/blocks_parity_test.cc
+// Numerics: activations round to bytes, 32 at a time; integer sums are exact, steps and offsets
+// meet them in f32 (docs/numerics.md). Compiled with -ffp-contract=off: only what is written as a
+// fused product is one. Test: tests/parity/blocks_parity_test.cc
 #include "backend/cpu/kernels/blocks.h"
 #include "backend/cpu/simd.h"
 

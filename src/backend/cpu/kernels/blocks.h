@@ -15,8 +15,8 @@ namespace twilight::cpu {
 inline constexpr std::int32_t kBlockMatvecMaxRows = 16;
 
 /// Bytes of one row of activations as `quantise` writes it: the codes, then two arrays of
-/// `cols` / 16 words (scales, sums), each on a boundary of a buffer. What the arrays hold is between
-/// `quantise` and `matvec` of one instruction set.
+/// `cols` / 16 words (scales, sums), each on a boundary of a buffer. What the arrays hold is
+/// between `quantise` and `matvec` of one instruction set.
 [[nodiscard]] constexpr std::int64_t block_input_bytes(std::int64_t cols) {
   return static_cast<std::int64_t>(align_up(static_cast<std::size_t>(cols)) +
                                    2 * align_up(static_cast<std::size_t>(cols / 16) * 4));
