@@ -80,7 +80,9 @@ class FarBackend final : public Backend {
                                  const IndexFormat& format) const override {
     return inner_->supports(caps, cache_dtype, format);
   }
-  [[nodiscard]] bool takes_weight_blocks() const override { return inner_->takes_weight_blocks(); }
+  [[nodiscard]] bool takes_weight_blocks() const override {
+    return takes_blocks_ && inner_->takes_weight_blocks();
+  }
   [[nodiscard]] IndexLayout index_layout() const override { return layout_; }
   [[nodiscard]] DeviceMemory& memory() override { return memory_; }
   [[nodiscard]] std::size_t workspace_bytes(const StepCaps& caps) const override {
@@ -93,6 +95,8 @@ class FarBackend final : public Backend {
 
   [[nodiscard]] FarMemory& far_memory() { return memory_; }
   [[nodiscard]] std::int64_t replays() const { return replays_; }
+  /// From then on it is a backend that wants its weights expanded.
+  void refuse_blocks() { takes_blocks_ = false; }
 
  private:
   class Recording;
@@ -135,6 +139,7 @@ class FarBackend final : public Backend {
   FarMemory memory_;
   Recording* recording_ = nullptr;
   std::int64_t replays_ = 0;
+  bool takes_blocks_ = true;
 };
 
 }  // namespace twilight::test

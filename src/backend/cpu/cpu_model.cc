@@ -30,13 +30,14 @@ void grow(Buffer& buffer, std::int64_t bytes) {
 }  // namespace
 
 void CpuBackend::do_linear(const LinearParams& params) {
-  const std::int32_t few = params.weight.quantised() ? kBlockMatvecMaxRows : kMatvecMaxRows;
+  const bool bytes = params.weight.quantised() && !params.full_precision;
+  const std::int32_t few = bytes ? kBlockMatvecMaxRows : kMatvecMaxRows;
   if (params.num_rows > few && !params.row_invariant) {
     matmul_.run(params);
     return;
   }
   if (params.weight.quantised()) {
-    params.full_precision ? linear_of_blocks_in_f32(params) : linear_of_blocks(params);
+    bytes ? linear_of_blocks(params) : linear_of_blocks_in_f32(params);
     return;
   }
   for_ranges(pool_, params.weight.rows, params.weight.cols * dtype_bytes(params.weight.dtype), 4,

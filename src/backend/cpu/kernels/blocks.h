@@ -10,8 +10,8 @@
 
 namespace twilight::cpu {
 
-/// Up to this many rows meet the blocks themselves; more go through oneDNN unless they must be
-/// row-invariant. Measured: docs/kernels/blocks.md.
+/// Up to this many rows meet the blocks themselves, as bytes; more go through oneDNN unless they
+/// must be row-invariant. Measured: docs/kernels/blocks.md.
 inline constexpr std::int32_t kBlockMatvecMaxRows = 16;
 
 /// Bytes of one row of activations as `quantise` writes it: the codes, then two arrays of
