@@ -17,7 +17,8 @@
 namespace twilight::cpu {
 
 /// SIMD kernels shared out over a thread pool. Work is cut into tiles by shapes and lengths alone,
-/// never by the number of threads, so results do not depend on it.
+/// never by the number of threads (but rows of a product, of which none knows another), so results
+/// do not depend on it.
 class CpuBackend final : public Backend {
  public:
   CpuBackend(ThreadPool& pool, Isa isa);
