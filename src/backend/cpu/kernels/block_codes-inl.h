@@ -53,12 +53,16 @@ HWY_INLINE __m256i nibbles(Bytes at) {
 
 // Bit i of the word at `at` as 16 or 0 in byte i.
 HWY_INLINE __m256i fifth_bits(Bytes at) {
+#if HWY_TARGET == HWY_AVX3
+  return _mm256_maskz_mov_epi8(static_cast<__mmask32>(load32(at)), _mm256_set1_epi8(16));
+#else
   const __m256i word = _mm256_set1_epi32(load32(at));
   const __m256i spread = _mm256_shuffle_epi8(
       word, _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303));
   const auto bit = _mm256_set1_epi64x(static_cast<std::int64_t>(0x8040201008040201ULL));
   const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
   return _mm256_and_si256(set, _mm256_set1_epi8(16));
+#endif
 }
 
 template <WeightType kType>

@@ -112,152 +112,184 @@ HWY_INLINE float sum_of_lanes(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Sums of one weight row with kInputs rows of activations. Even and odd vectors have sums of their
-// own; the order of a sum does not depend on kInputs.
-template <int kInputs>
-struct RowSums {
-  __m256 products[kInputs][2];
-  __m256 offsets[kInputs][2];
+// Sums of kRows weight rows with kInputs rows of activations. Even and odd vectors have sums of
+// their own; the order of a sum does not depend on kRows and kInputs.
+template <int kRows, int kInputs>
+struct Sums {
+  __m256 products[kRows][kInputs][2];
+  __m256 offsets[kRows][kInputs];
 };
 
-template <WeightType kType, int kInputs>
-HWY_INLINE void add_block(Bytes b, const BlockInput* in, std::int64_t block, int side,
-                          RowSums<kInputs>& sums) {
-  const __m256i codes = block_codes<kType>(b);
-  if constexpr (kHasMinimum<kType>) {
-    const __m256 step_and_min = half_pairs(b);
+template <WeightType kType, int kRows, int kInputs>
+HWY_INLINE void add_blocks(const Bytes* rows, std::int64_t at, const BlockInput* in,
+                           std::int64_t block, int side, Sums<kRows, kInputs>& sums) {
+  __m256i codes[kRows];
+  __m256 steps[kRows];  // with minima in odd lanes where there are any
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+    codes[r] = block_codes<kType>(rows[r] + at);
+    steps[r] = kHasMinimum<kType> ? half_pairs(rows[r] + at) : halves(rows[r] + at);
+  }
 #pragma GCC unroll 4
-    for (int m = 0; m < kInputs; ++m) {
-      const __m256 both = _mm256_mul_ps(
-          step_and_min, _mm256_castpd_ps(_mm256_broadcast_sd(
-                            reinterpret_cast<const double*>(in[m].scales + 2 * block))));
-      const __m256 dot =
-          dot_bytes(_mm256_setzero_si256(), codes, load256(in[m].codes + 32 * block));
-      sums.products[m][side] =
-          _mm256_fmadd_ps(dot, _mm256_moveldup_ps(both), sums.products[m][side]);
-      sums.offsets[m][side] = _mm256_add_ps(sums.offsets[m][side], both);  // odd lanes
-    }
-  } else {
-    const __m256 step = halves(b);
-#pragma GCC unroll 4
-    for (int m = 0; m < kInputs; ++m) {
-      const __m256i input = load256(in[m].codes + 32 * block);
-      __m256 dot;
-      if constexpr (kType == WeightType::kQ8_0) {
-        dot = dot_bytes(_mm256_setzero_si256(), _mm256_abs_epi8(codes),
-                        _mm256_sign_epi8(input, codes));
-      } else {
-        const __m256i start = _mm256_castps_si256(_mm256_broadcast_ss(in[m].sums + block));
-        dot = dot_bytes(start, codes, input);
+  for (int m = 0; m < kInputs; ++m) {
+    const __m256i input = load256(in[m].codes + 32 * block);
+    if constexpr (kHasMinimum<kType>) {
+      const __m256 pair = _mm256_castpd_ps(
+          _mm256_broadcast_sd(reinterpret_cast<const double*>(in[m].scales + 2 * block)));
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) {
+        const __m256 both = _mm256_mul_ps(steps[r], pair);
+        const __m256 dot = dot_bytes(_mm256_setzero_si256(), codes[r], input);
+        __m256& sum = sums.products[r][m][side];
+        sum = _mm256_fmadd_ps(dot, _mm256_moveldup_ps(both), sum);
+        sums.offsets[r][m] = _mm256_add_ps(sums.offsets[r][m], both);  // odd lanes
       }
-      const __m256 scale = _mm256_mul_ps(step, _mm256_broadcast_ss(in[m].scales + block));
-      sums.products[m][side] = _mm256_fmadd_ps(dot, scale, sums.products[m][side]);
-    }
-  }
-}
-
-// One vector of a block of 256; `steps` are the block's, times those of the activations.
-template <WeightType kType, int kPart, int kInputs>
-HWY_INLINE void add_part(Bytes b, const BlockInput* in, std::int64_t block, const float* steps,
-                         RowSums<kInputs>& sums) {
-  const __m256i codes = run_codes<kType, kPart>(b);
-  constexpr int kSide = kPart % 2;
-#pragma GCC unroll 4
-  for (int m = 0; m < kInputs; ++m) {
-    const __m256 dot =
-        dot_bytes(_mm256_setzero_si256(), codes, load256(in[m].codes + 256 * block + 32 * kPart));
-    __m256 scale;
-    if constexpr (kRunsOf32<kType>) {
-      scale = _mm256_broadcast_ss(steps + 16 * m + kPart);
     } else {
-      constexpr int kFirst = kPart % 4 * 2;
-      const __m256i lanes = _mm256_setr_epi32(kFirst, kFirst, kFirst, kFirst, kFirst + 1,
-                                              kFirst + 1, kFirst + 1, kFirst + 1);
-      scale = _mm256_permutevar8x32_ps(_mm256_load_ps(steps + 16 * m + 8 * (kPart / 4)), lanes);
+      const __m256 scale = _mm256_broadcast_ss(in[m].scales + block);
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r) {
+        __m256 dot;
+        if constexpr (kType == WeightType::kQ8_0) {
+          dot = dot_bytes(_mm256_setzero_si256(), _mm256_abs_epi8(codes[r]),
+                          _mm256_sign_epi8(input, codes[r]));
+        } else {
+          const __m256 start = _mm256_broadcast_ss(in[m].sums + block);
+          dot = dot_bytes(_mm256_castps_si256(start), codes[r], input);
+        }
+        __m256& sum = sums.products[r][m][side];
+        sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(steps[r], scale), sum);
+      }
     }
-    sums.products[m][kSide] = _mm256_fmadd_ps(dot, scale, sums.products[m][kSide]);
   }
 }
 
-template <WeightType kType, int kInputs>
-HWY_INLINE void add_runs(Bytes b, const BlockInput* in, std::int64_t block,
-                         RowSums<kInputs>& sums) {
-  constexpr int kVectors = kRunsOf32<kType> ? 1 : 2;
-  alignas(32) float steps[16 * kInputs];
-  const RunScales scales = run_scales<kType>(b);
+// One vector of a block of 256; `steps` are the blocks', times those of the activations.
+template <WeightType kType, int kPart, int kRows, int kInputs>
+HWY_INLINE void add_part(const Bytes* rows, std::int64_t at, const BlockInput* in,
+                         std::int64_t block, const float (*steps)[kInputs][16],
+                         Sums<kRows, kInputs>& sums) {
+  __m256i codes[kRows];
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) codes[r] = run_codes<kType, kPart>(rows[r] + at);
 #pragma GCC unroll 4
   for (int m = 0; m < kInputs; ++m) {
-    for (int v = 0; v < kVectors; ++v) {
-      const std::int64_t at = 8 * (kVectors * block + v);
-      _mm256_store_ps(steps + 16 * m + 8 * v,
-                      _mm256_mul_ps(scales.step[v], _mm256_loadu_ps(in[m].scales + at)));
-      sums.offsets[m][v] =
-          _mm256_fmadd_ps(scales.offset[v], _mm256_loadu_ps(in[m].sums + at), sums.offsets[m][v]);
+    const __m256i input = load256(in[m].codes + 256 * block + 32 * kPart);
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 dot = dot_bytes(_mm256_setzero_si256(), codes[r], input);
+      __m256 scale;
+      if constexpr (kRunsOf32<kType>) {
+        scale = _mm256_broadcast_ss(steps[r][m] + kPart);
+      } else {
+        constexpr int kFirst = kPart % 4 * 2;
+        const __m256i lanes = _mm256_setr_epi32(kFirst, kFirst, kFirst, kFirst, kFirst + 1,
+                                                kFirst + 1, kFirst + 1, kFirst + 1);
+        scale = _mm256_permutevar8x32_ps(_mm256_load_ps(steps[r][m] + 8 * (kPart / 4)), lanes);
+      }
+      __m256& sum = sums.products[r][m][kPart % 2];
+      sum = _mm256_fmadd_ps(dot, scale, sum);
     }
   }
-  add_part<kType, 0, kInputs>(b, in, block, steps, sums);
-  add_part<kType, 1, kInputs>(b, in, block, steps, sums);
-  add_part<kType, 2, kInputs>(b, in, block, steps, sums);
-  add_part<kType, 3, kInputs>(b, in, block, steps, sums);
-  add_part<kType, 4, kInputs>(b, in, block, steps, sums);
-  add_part<kType, 5, kInputs>(b, in, block, steps, sums);
-  add_part<kType, 6, kInputs>(b, in, block, steps, sums);
-  add_part<kType, 7, kInputs>(b, in, block, steps, sums);
 }
 
-template <WeightType kType, int kInputs>
-HWY_INLINE void dot_row(const LinearParams& p, const std::byte* inputs, std::int64_t row,
-                        std::int32_t input) {
+template <WeightType kType, int kRows, int kInputs>
+HWY_INLINE void add_runs(const Bytes* rows, std::int64_t at, const BlockInput* in,
+                         std::int64_t block, Sums<kRows, kInputs>& sums) {
+  constexpr int kVectors = kRunsOf32<kType> ? 1 : 2;
+  alignas(32) float steps[kRows][kInputs][16];
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+    const RunScales scales = run_scales<kType>(rows[r] + at);
+#pragma GCC unroll 4
+    for (int m = 0; m < kInputs; ++m) {
+      for (int v = 0; v < kVectors; ++v) {
+        const std::int64_t first = 8 * (kVectors * block + v);
+        _mm256_store_ps(steps[r][m] + 8 * v,
+                        _mm256_mul_ps(scales.step[v], _mm256_loadu_ps(in[m].scales + first)));
+        sums.offsets[r][m] = _mm256_fmadd_ps(scales.offset[v], _mm256_loadu_ps(in[m].sums + first),
+                                             sums.offsets[r][m]);
+      }
+    }
+  }
+  add_part<kType, 0, kRows, kInputs>(rows, at, in, block, steps, sums);
+  add_part<kType, 1, kRows, kInputs>(rows, at, in, block, steps, sums);
+  add_part<kType, 2, kRows, kInputs>(rows, at, in, block, steps, sums);
+  add_part<kType, 3, kRows, kInputs>(rows, at, in, block, steps, sums);
+  add_part<kType, 4, kRows, kInputs>(rows, at, in, block, steps, sums);
+  add_part<kType, 5, kRows, kInputs>(rows, at, in, block, steps, sums);
+  add_part<kType, 6, kRows, kInputs>(rows, at, in, block, steps, sums);
+  add_part<kType, 7, kRows, kInputs>(rows, at, in, block, steps, sums);
+}
+
+// Output rows [row, row + kRows) of rows of activations [input, input + kInputs).
+template <WeightType kType, int kRows, int kInputs>
+HWY_INLINE void dot_rows(const LinearParams& p, const std::byte* inputs, std::int64_t row,
+                         std::int32_t input) {
   constexpr int kBytes = weight_block_bytes(kType);
   const std::int64_t cols = p.weight.cols;
-  const auto* b = reinterpret_cast<Bytes>(p.weight.data) + row * weight_row_bytes(kType, cols);
+  const std::int64_t row_bytes = weight_row_bytes(kType, cols);
+  Bytes rows[kRows];
   BlockInput in[kInputs];
-  RowSums<kInputs> sums;
+  Sums<kRows, kInputs> sums;
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = reinterpret_cast<Bytes>(p.weight.data) + (row + r) * row_bytes;
+    for (int m = 0; m < kInputs; ++m) {
+      sums.products[r][m][0] = _mm256_setzero_ps();
+      sums.products[r][m][1] = _mm256_setzero_ps();
+      sums.offsets[r][m] = _mm256_setzero_ps();
+    }
+  }
   for (int m = 0; m < kInputs; ++m) {
     in[m] =
         BlockInput(const_cast<std::byte*>(inputs) + (input + m) * block_input_bytes(cols), cols);
-    for (int side = 0; side < 2; ++side) {
-      sums.products[m][side] = _mm256_setzero_ps();
-      sums.offsets[m][side] = _mm256_setzero_ps();
-    }
   }
   const std::int64_t blocks = cols / weight_block_length(kType);
   std::int64_t block = 0;
   if constexpr (weight_block_length(kType) == 32) {
-    for (; block + 2 <= blocks; block += 2, b += 2 * kBytes) {
-      add_block<kType, kInputs>(b, in, block, 0, sums);
-      add_block<kType, kInputs>(b + kBytes, in, block + 1, 1, sums);
+    for (; block + 2 <= blocks; block += 2) {
+      add_blocks<kType, kRows, kInputs>(rows, block * kBytes, in, block, 0, sums);
+      add_blocks<kType, kRows, kInputs>(rows, (block + 1) * kBytes, in, block + 1, 1, sums);
     }
-    if (block < blocks) add_block<kType, kInputs>(b, in, block, 0, sums);
+    if (block < blocks) {
+      add_blocks<kType, kRows, kInputs>(rows, block * kBytes, in, block, 0, sums);
+    }
   } else {
-    for (; block < blocks; ++block, b += kBytes) add_runs<kType, kInputs>(b, in, block, sums);
-  }
-  for (int m = 0; m < kInputs; ++m) {
-    float sum = sum_of_lanes(_mm256_add_ps(sums.products[m][0], sums.products[m][1]));
-    const __m256 offsets = _mm256_add_ps(sums.offsets[m][0], sums.offsets[m][1]);
-    if constexpr (kHasMinimum<kType>) {
-      sum += _mm256_cvtss_f32(_mm256_movehdup_ps(offsets));
-    } else if constexpr (weight_block_length(kType) != 32) {
-      sum += sum_of_lanes(offsets);
+    for (; block < blocks; ++block) {
+      add_runs<kType, kRows, kInputs>(rows, block * kBytes, in, block, sums);
     }
-    if (p.bias != nullptr) sum += p.bias[row];
-    float& y = p.y[(input + m) * p.y_stride + row];
-    y = p.accumulate ? y + sum : sum;
   }
+  for (int r = 0; r < kRows; ++r) {
+    for (int m = 0; m < kInputs; ++m) {
+      float sum = sum_of_lanes(_mm256_add_ps(sums.products[r][m][0], sums.products[r][m][1]));
+      if constexpr (kHasMinimum<kType>) {
+        sum += _mm256_cvtss_f32(_mm256_movehdup_ps(sums.offsets[r][m]));
+      } else if constexpr (weight_block_length(kType) != 32) {
+        sum += sum_of_lanes(sums.offsets[r][m]);
+      }
+      if (p.bias != nullptr) sum += p.bias[row + r];
+      float& y = p.y[(input + m) * p.y_stride + row + r];
+      y = p.accumulate ? y + sum : sum;
+    }
+  }
+}
+
+template <WeightType kType, int kRows>
+HWY_INLINE void dot_all_inputs(const LinearParams& p, const std::byte* inputs, std::int64_t row) {
+  std::int32_t input = 0;
+  for (; input + 4 <= p.num_rows; input += 4) dot_rows<kType, kRows, 4>(p, inputs, row, input);
+  if (input + 2 <= p.num_rows) {
+    dot_rows<kType, kRows, 2>(p, inputs, row, input);
+    input += 2;
+  }
+  if (input < p.num_rows) dot_rows<kType, kRows, 1>(p, inputs, row, input);
 }
 
 template <WeightType kType>
 void matvec_of(const LinearParams& p, const std::byte* inputs, std::int64_t begin,
                std::int64_t end) {
-  for (std::int64_t row = begin; row < end; ++row) {
-    std::int32_t input = 0;
-    for (; input + 4 <= p.num_rows; input += 4) dot_row<kType, 4>(p, inputs, row, input);
-    if (input + 2 <= p.num_rows) {
-      dot_row<kType, 2>(p, inputs, row, input);
-      input += 2;
-    }
-    if (input < p.num_rows) dot_row<kType, 1>(p, inputs, row, input);
-  }
+  std::int64_t row = begin;
+  for (; row + 2 <= end; row += 2) dot_all_inputs<kType, 2>(p, inputs, row);
+  if (row < end) dot_all_inputs<kType, 1>(p, inputs, row);
 }
 
 }  // namespace
