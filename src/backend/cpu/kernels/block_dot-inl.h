@@ -221,10 +221,24 @@ HWY_INLINE void add_runs(const Bytes* rows, std::int64_t at, const BlockInput* i
   add_part<kType, 7, kRows, kInputs>(rows, at, in, block, steps, sums);
 }
 
+// Rows side by side are two streams for the processor, which then prefetches too little: at half
+// the bandwidth. So their bytes, which lie one after the other, are asked for in order, this far
+// ahead, but not past `end`, where another thread's rows begin.
+constexpr std::int64_t kAhead = 4096;
+
+template <int kBytes>
+HWY_INLINE void prefetch(Bytes from, Bytes end) {
+  const Bytes at = std::min(from + kAhead, end - kBytes);
+#pragma GCC unroll 16
+  for (int i = 0; i < kBytes; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(at + i), _MM_HINT_T0);
+  }
+}
+
 // Output rows [row, row + kRows) of rows of activations [input, input + kInputs).
 template <WeightType kType, int kRows, int kInputs>
 HWY_INLINE void dot_rows(const LinearParams& p, const std::byte* inputs, std::int64_t row,
-                         std::int32_t input) {
+                         std::int64_t row_end, std::int32_t input) {
   constexpr int kBytes = weight_block_bytes(kType);
   const std::int64_t cols = p.weight.cols;
   const std::int64_t row_bytes = weight_row_bytes(kType, cols);
@@ -243,10 +257,12 @@ HWY_INLINE void dot_rows(const LinearParams& p, const std::byte* inputs, std::in
     in[m] =
         BlockInput(const_cast<std::byte*>(inputs) + (input + m) * block_input_bytes(cols), cols);
   }
+  const Bytes end = reinterpret_cast<Bytes>(p.weight.data) + row_end * row_bytes;
   const std::int64_t blocks = cols / weight_block_length(kType);
   std::int64_t block = 0;
   if constexpr (weight_block_length(kType) == 32) {
     for (; block + 2 <= blocks; block += 2) {
+      prefetch<2 * kRows * kBytes>(rows[0] + kRows * block * kBytes, end);
       add_blocks<kType, kRows, kInputs>(rows, block * kBytes, in, block, 0, sums);
       add_blocks<kType, kRows, kInputs>(rows, (block + 1) * kBytes, in, block + 1, 1, sums);
     }
@@ -255,6 +271,7 @@ HWY_INLINE void dot_rows(const LinearParams& p, const std::byte* inputs, std::in
     }
   } else {
     for (; block < blocks; ++block) {
+      prefetch<kRows * kBytes>(rows[0] + kRows * block * kBytes, end);
       add_runs<kType, kRows, kInputs>(rows, block * kBytes, in, block, sums);
     }
   }
@@ -274,22 +291,23 @@ HWY_INLINE void dot_rows(const LinearParams& p, const std::byte* inputs, std::in
 }
 
 template <WeightType kType, int kRows>
-HWY_INLINE void dot_all_inputs(const LinearParams& p, const std::byte* inputs, std::int64_t row) {
+HWY_INLINE void dot_all_inputs(const LinearParams& p, const std::byte* inputs, std::int64_t row,
+                               std::int64_t end) {
   std::int32_t input = 0;
-  for (; input + 4 <= p.num_rows; input += 4) dot_rows<kType, kRows, 4>(p, inputs, row, input);
+  for (; input + 4 <= p.num_rows; input += 4) dot_rows<kType, kRows, 4>(p, inputs, row, end, input);
   if (input + 2 <= p.num_rows) {
-    dot_rows<kType, kRows, 2>(p, inputs, row, input);
+    dot_rows<kType, kRows, 2>(p, inputs, row, end, input);
     input += 2;
   }
-  if (input < p.num_rows) dot_rows<kType, kRows, 1>(p, inputs, row, input);
+  if (input < p.num_rows) dot_rows<kType, kRows, 1>(p, inputs, row, end, input);
 }
 
 template <WeightType kType>
 void matvec_of(const LinearParams& p, const std::byte* inputs, std::int64_t begin,
                std::int64_t end) {
   std::int64_t row = begin;
-  for (; row + 2 <= end; row += 2) dot_all_inputs<kType, 2>(p, inputs, row);
-  if (row < end) dot_all_inputs<kType, 1>(p, inputs, row);
+  for (; row + 2 <= end; row += 2) dot_all_inputs<kType, 2>(p, inputs, row, end);
+  if (row < end) dot_all_inputs<kType, 1>(p, inputs, row, end);
 }
 
 }  // namespace
