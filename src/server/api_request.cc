@@ -97,6 +97,11 @@ std::optional<SparsePolicy> read_policy(JsonFields& fields, const RequestContext
   } catch (const Error& error) {
     throw bad_field(p ? "attn_p" : "attention", error.what());
   }
+  if (context.serves && !context.serves(policy)) {
+    throw fields.error("attention", "got " + shown(Json(policy.name)) +
+                                        ", accepted dense or a preset that reads the index of '" +
+                                        context.policy.name + "', which this server keeps");
+  }
   return policy;
 }
 

@@ -2,6 +2,7 @@
 #define TWILIGHT_SERVER_API_REQUEST_H_
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,9 @@ struct RequestContext {
   const Model* model = nullptr;
   const ChatFormat* chat = nullptr;
   std::string model_id;
-  SparsePolicy policy;             ///< the server's own
+  SparsePolicy policy;  ///< the server's own
+  std::function<bool(const SparsePolicy&)>
+      serves;                      ///< whether the server's index has what it reads
   std::int32_t context = 0;        ///< tokens of prompt and completion together
   std::int32_t max_prompt = 0;     ///< prompt tokens; 0: up to `context`
   std::int32_t max_choices = 128;  ///< prompts times n

@@ -2,9 +2,11 @@
 #define TWILIGHT_SERVER_BATCH_LOOP_H_
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,6 +28,8 @@ class BatchLoop {
   /// Throws Error(kInvalidArgument) for a request that can never run. Reads settled state only: any
   /// thread may call it.
   void check(const Request& request) const;
+  /// Whether requests may have this policy; for any thread.
+  [[nodiscard]] bool serves(const SparsePolicy& policy) const { return engine_.serves(policy); }
 
   void accept(std::unique_ptr<Task> task);
   void cancel(const std::set<Scheduler::Id>& ids);
@@ -73,8 +77,17 @@ class BatchLoop {
   void finish(Task& task, EndReason reason, const std::string& error = {});
   template <class Match>
   void end_where(EndReason reason, const Match& match);
+  /// Runs `work` for a task, which ends where it throws.
   template <class Work>
-  void guarded(Task& task, const Work& work);
+  void guarded(Task& task, const Work& work) {
+    try {
+      work();
+    } catch (const std::exception& e) {
+      finish(task, EndReason::kError, e.what());
+    } catch (...) {
+      finish(task, EndReason::kError, "unknown error");
+    }
+  }
   void report_end(Task& task, EndReason reason, const std::string& error);
 
   SchedulerOptions options_;

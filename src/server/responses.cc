@@ -125,8 +125,6 @@ std::string_view end_reason_name(EndReason reason) {
       return "cancelled";
     case EndReason::kDeadline:
       return "deadline";
-    case EndReason::kOutOfPages:
-      return "out_of_pages";
     case EndReason::kShutdown:
       return "shutdown";
     case EndReason::kError:
@@ -143,9 +141,6 @@ std::optional<ApiError> failure(const ChoiceEnd& end) {
       return std::nullopt;
     case EndReason::kDeadline:
       return ApiError(504, "the request's time is over", code);
-    case EndReason::kOutOfPages:
-      return ApiError(503, "the cache has no free pages left for this request", code)
-          .retry_after(1);
     case EndReason::kShutdown:
       return ApiError(503, "the server is shutting down", code).retry_after(1);
     case EndReason::kCancelled:

@@ -30,7 +30,7 @@ struct ChoiceState {
 [[nodiscard]] const char* finish_reason(const ChoiceEnd& end);
 /// Null where a choice ended as it should, else the refusal that a client gets instead.
 [[nodiscard]] std::optional<ApiError> failure(const ChoiceEnd& end);
-/// stop, length, cancelled, deadline, out_of_pages, shutdown, error.
+/// stop, length, cancelled, deadline, shutdown, error.
 [[nodiscard]] std::string_view end_reason_name(EndReason reason);
 
 [[nodiscard]] Json usage_json(const std::vector<ChoiceState>& choices, std::int32_t n);

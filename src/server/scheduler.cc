@@ -142,6 +142,8 @@ std::optional<Scheduler::Id> Scheduler::submit(Request request, std::shared_ptr<
   return id;
 }
 
+bool Scheduler::serves(const SparsePolicy& policy) const { return impl_->loop.serves(policy); }
+
 void Scheduler::cancel(Id id) {
   {
     const std::lock_guard lock(impl_->mutex);

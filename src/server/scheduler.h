@@ -27,7 +27,7 @@ struct TokenLogprobs {
   std::vector<std::pair<std::int32_t, float>> top;  ///< descending; at most Request::top_logprobs
 };
 
-enum class EndReason { kStop, kLength, kCancelled, kDeadline, kOutOfPages, kShutdown, kError };
+enum class EndReason { kStop, kLength, kCancelled, kDeadline, kShutdown, kError };
 
 /// What a finished request cost. Times in seconds.
 struct RequestUsage {
@@ -82,7 +82,7 @@ struct SchedulerStats {
   std::int32_t pages_total = 0, pages_free = 0,
                pages_cached = 0;  ///< cached: held by the prefix cache alone
   std::int64_t requests_accepted = 0, requests_refused = 0;
-  std::int64_t requests_ended[7] = {};  ///< by EndReason
+  std::int64_t requests_ended[6] = {};  ///< by EndReason
   std::int64_t prompt_tokens = 0, cached_prompt_tokens = 0, completion_tokens = 0;
   std::int64_t decode_steps = 0;
   std::int64_t kv_bytes_read = 0, kv_bytes_dense = 0;
@@ -116,6 +116,9 @@ class Scheduler {
   /// outside the vocabulary, prompt + max_tokens beyond the context or the cache, bad sampling or
   /// policy.
   [[nodiscard]] std::optional<Id> submit(Request request, std::shared_ptr<RequestSink> sink);
+  /// Whether requests may have this policy: dense, or one that reads the index that the scheduler's
+  /// own needs.
+  [[nodiscard]] bool serves(const SparsePolicy& policy) const;
   /// Ends a request with kCancelled at the next step; unknown ids are ignored.
   void cancel(Id id);
   /// Refuses new requests, lets running and queued ones end, up to `patience`; then ends them with

@@ -170,7 +170,11 @@ class ProtocolTest(unittest.TestCase):
             read[attention] = body["usage"]["kv_bytes_ratio"]
         self.assertEqual(read["dense"], 1)
         # Another index than the server keeps.
-        self.refused(400, "invalid_value", prompt="a", attention="paper")
+        error = self.refused(400, "invalid_value", prompt="a", attention="paper", param="attention")
+        self.assertEqual(error["message"],
+                         "attention: got \"paper\", accepted dense or a preset that reads the index "
+                         "of 'adaptive', which this server keeps")
+        self.assertEqual(error["type"], "invalid_request_error")
         self.refused(400, "invalid_value", prompt="a", attention="nothing", param="attention")
         self.refused(400, "invalid_value", prompt="a", attn_p=1.5, param="attn_p")
         self.refused(400, "invalid_value", prompt="a", attention="dense", attn_p=0.5)

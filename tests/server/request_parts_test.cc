@@ -126,8 +126,8 @@ TEST(Responses, PromptsCountOnceInUsage) {
 
 TEST(Responses, FailuresHaveStatus) {
   EXPECT_FALSE(failure({EndReason::kStop, false, {}, {}}).has_value());
-  EXPECT_EQ(failure({EndReason::kOutOfPages, false, {}, {}})->status(), 503);
-  EXPECT_EQ(failure({EndReason::kOutOfPages, false, {}, {}})->retry_after(), 1);
+  EXPECT_EQ(failure({EndReason::kShutdown, false, {}, {}})->status(), 503);
+  EXPECT_EQ(failure({EndReason::kShutdown, false, {}, {}})->retry_after(), 1);
   EXPECT_EQ(failure({EndReason::kError, false, {}, "x"})->status(), 500);
   EXPECT_EQ(failure({EndReason::kDeadline, false, {}, {}})->status(), 504);
 }
