@@ -61,11 +61,11 @@ class Server:
         """The first log record that `accept` takes."""
         return wait_for(lambda: next((r for r in self.records() if accept(r)), None), patience)
 
-    def connect(self, timeout=PATIENCE, receive_buffer=None):
+    def connect(self, timeout=None, receive_buffer=None):
         sock = socket.socket()
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.settimeout(timeout)
+        sock.settimeout(timeout or PATIENCE)
         sock.connect(("127.0.0.1", self.port))
         return sock
 
