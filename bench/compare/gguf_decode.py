@@ -5,9 +5,9 @@
 
 A round is one run of `twilight bench decode` (dense and adaptive, step by step in turn) and one of llama.cpp
 (flash attention, f16 cache, greedy) at each length. Calls go to llama_decode directly, so that no Python work
-is timed. llama.cpp's cache is filled in chunks of 512 tokens that do not attend to each other: dense attention
-takes the same time whatever is in the cache, and a prefill of 32k tokens would take minutes. Its own check of
-logits and tokens is llama_cpp_decode.py's.
+is timed. Up to 2,048 tokens llama.cpp's prefill is timed too, once a round. Longer caches of it are filled in
+chunks of 512 tokens that do not attend to each other: dense attention takes the same time whatever is in the
+cache, and a prefill of 32k tokens would take minutes. Its logits and tokens are checked by llama_cpp_decode.py.
 """
 import argparse
 import ctypes
@@ -25,6 +25,7 @@ import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHUNK = 512
+LONGEST_PREFILL = 2048
 
 
 class LlamaCpp:
@@ -68,6 +69,11 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode returned {status}")
         return row, sample
 
+    def prefill(self, tokens):
+        """Seconds."""
+        llama_cpp.llama_memory_clear(self.memory, True)
+        return sum(self.feed(tokens[first:first + CHUNK], first, 0)[1][0] for first in range(0, len(tokens), CHUNK))
+
     def fill(self, tokens):
         llama_cpp.llama_memory_clear(self.memory, True)
         for first in range(0, len(tokens), CHUNK):
@@ -109,22 +115,26 @@ def main():
     tokens = llama.tokenize((ROOT / "data/Persuasion.txt").read_bytes().decode("utf-8"))
     results = []
     for length in args.lengths:
-        llama.fill(tokens[:length])
-        ours, theirs, bandwidth = {}, [], []
+        if length > LONGEST_PREFILL:
+            llama.fill(tokens[:length])
+        ours, theirs, bandwidth, prefill = {}, [], [], {"twilight": [], "llama.cpp": []}
         for _ in range(args.rounds):
             report = twilight(args, length)
             bandwidth += report["read_bandwidth_gb_per_second"]
+            prefill["twilight"].append(round(report["prefill_tokens_per_second"], 1))
+            if length <= LONGEST_PREFILL:
+                prefill["llama.cpp"].append(round(length / llama.prefill(tokens[:length]), 1))
             for variant in report["results"]:
                 ours.setdefault(variant["policy"]["name"], []).append(variant["ms_per_token"])
             theirs += llama.decode(tokens[length], length, args.decode)[2:]
             llama_cpp.llama_memory_seq_rm(llama.memory, 0, length, -1)
         entry = {"length": length, "read_bandwidth_gbs": bandwidth, "twilight": ours,
-                 "llama.cpp": common.spread(theirs, args.threads), "tokens_s": {}}
+                 "llama.cpp": common.spread(theirs, args.threads), "prefill_tokens_s": prefill, "tokens_s": {}}
         for name, rounds in ours.items():
             entry["tokens_s"][name] = round(1e3 / statistics.median(r["median"] for r in rounds), 1)
         entry["tokens_s"]["llama.cpp"] = round(1e3 / entry["llama.cpp"]["median_ms"], 1)
         results.append(entry)
-        print(f"{args.gguf.name} {length}: {entry['tokens_s']}", file=sys.stderr, flush=True)
+        print(f"{args.gguf.name} {length}: {entry['tokens_s']}, prefill {prefill}", file=sys.stderr, flush=True)
     print(json.dumps({"file": args.gguf.name, "kv_cache": "bf16 here, f16 in llama.cpp",
                       "environment": common.environment(args.threads, ["llama_cpp_python"]),
                       "system_info": llama_cpp.llama_print_system_info().decode().strip(" |"),
