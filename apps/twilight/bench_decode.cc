@@ -23,12 +23,13 @@ namespace {
 
 constexpr std::int32_t kBlocks = 8;  // turns that each policy gets, if there are tokens enough
 
-/// One policy's continuation of the text and how long its steps took.
+/// One policy's continuations of the text and how long its steps took.
 struct Variant {
   SparsePolicy policy;
-  std::optional<Sequence> sequence;
-  std::int32_t next = 0;             // the token to run
-  std::vector<std::int32_t> tokens;  // chosen so far
+  std::int32_t number = 0;  // of the engine's policies; 0 where it must be set before it runs
+  std::vector<Sequence> sequences;
+  std::vector<std::int32_t> next;    // the tokens to run
+  std::vector<std::int32_t> tokens;  // chosen so far for the first sequence
   std::vector<double> seconds;
   DecodeTotals totals;
   std::map<std::string, std::int64_t> paths;  // layer steps by what ran
@@ -52,6 +53,8 @@ class DecodeBench {
  private:
   void make_engine();
   bool read_prompt();
+  void copy_prompt();
+  void turn_to(Variant& variant);
   void step(Variant& variant, bool timed);
   [[nodiscard]] nlohmann::ordered_json variant_json(const Variant& variant) const;
   [[nodiscard]] double peak() const {
@@ -70,7 +73,7 @@ class DecodeBench {
   Model model_;
   std::vector<std::int32_t> prompt_;
   std::unique_ptr<Engine> engine_;
-  std::optional<Sequence> base_;
+  std::vector<Sequence> base_;  // the prompt, once a sequence of the batch
   std::vector<Variant> variants_;
   std::vector<float> logits_;
   double prefill_seconds_ = 0;
@@ -91,24 +94,37 @@ void DecodeBench::make_engine() {
   options.policy = policies.front();
   options.page_size = flags_.bench.attention.page_size;
   options.max_context = static_cast<std::int32_t>(longest);
+  options.max_seqs = flags_.batch;
   // Continuations share the prompt's full pages and have the rest to themselves, one more for the
   // untimed steps.
-  options.cache_tokens = longest + static_cast<std::int64_t>(policies.size() + 1) *
-                                       (flags_.tokens + 1 + 2 * std::int64_t{options.page_size});
+  const std::int64_t own = static_cast<std::int64_t>(policies.size() + 1) *
+                           (flags_.tokens + 1 + 2 * std::int64_t{options.page_size});
+  options.cache_tokens = flags_.batch * (longest + own);
   engine_ = std::make_unique<Engine>(device_, model_, options);
   for (const SparsePolicy& policy : policies) {
     // Also widens the index to what every policy reads, and settles where sparse starts to win.
     engine_->set_policy(policy);
     variants_.emplace_back().policy = engine_->policy();
   }
+  const bool together = std::ranges::all_of(
+      variants_, [&](const Variant& variant) { return engine_->serves(variant.policy); });
+  for (Variant& variant : variants_) {
+    if (together) variant.number = engine_->add_policy(variant.policy);
+  }
   logits_.resize(static_cast<std::size_t>(model_.info().vocab_size));
 }
 
 bool DecodeBench::read_prompt() {
-  base_ = engine_->cache().new_sequence();
+  base_.push_back(engine_->cache().new_sequence());
   ProgressBar bar("Reading the text", "tokens", !flags_.bench.common.json);
+  // Libraries choose their kernels before the clock starts.
+  Sequence scratch = engine_->cache().new_sequence();
+  const std::size_t some = std::min<std::size_t>(
+      prompt_.size(), static_cast<std::size_t>(engine_->options().prefill_chunk));
+  (void)engine_->prefill(scratch, std::span(prompt_).first(some), logits_);
+  scratch.truncate(0);
   const Stopwatch watch;
-  const Engine::Status status = engine_->prefill(*base_, prompt_, logits_, bar.callback());
+  const Engine::Status status = engine_->prefill(base_[0], prompt_, logits_, bar.callback());
   prefill_seconds_ = watch.seconds();
   if (status == Engine::Status::kOutOfPages) {
     throw Error(ErrorCode::kInternal, "[bench] the cache made for the text ran out of pages");
@@ -116,26 +132,53 @@ bool DecodeBench::read_prompt() {
   return status == Engine::Status::kOk;
 }
 
+void DecodeBench::copy_prompt() {
+  while (base_.size() < static_cast<std::size_t>(flags_.batch)) {
+    std::optional<Sequence> copy = engine_->cache().copy(base_[0]);
+    if (!copy) {
+      throw Error(ErrorCode::kInternal, "[bench] the cache made for the text ran out of pages");
+    }
+    base_.push_back(std::move(*copy));
+  }
+}
+
 void DecodeBench::step(Variant& variant, bool timed) {
-  std::optional<Sequence> scratch;
-  if (!timed) scratch = variant.sequence->fork();
-  Sequence* const batch[] = {timed ? &*variant.sequence : &*scratch};
-  const std::int32_t token[] = {variant.next};
+  std::vector<Sequence> scratch;
+  std::vector<Sequence*> batch;
+  for (Sequence& sequence : variant.sequences) {
+    if (!timed) scratch.push_back(sequence.fork());
+    batch.push_back(&sequence);
+  }
+  // Pointers hold once the forks are made.
+  for (std::size_t i = 0; !timed && i < batch.size(); ++i) batch[i] = &scratch[i];
+  std::vector<std::int32_t> next(batch.size());
   const Stopwatch watch;
-  const Engine::Status status = engine_->decode(batch, token, logits_);
+  const Engine::Status status = engine_->decode_greedy(batch, variant.next, next, variant.number);
   const double seconds = watch.seconds();
   if (status != Engine::Status::kOk) {
     throw Error(ErrorCode::kInternal, "[bench] the cache made for the text ran out of pages");
   }
   if (!timed) return;
   variant.seconds.push_back(seconds);
-  variant.next = likeliest(logits_);
-  variant.tokens.push_back(variant.next);
+  variant.next = std::move(next);
+  variant.tokens.push_back(variant.next.front());
+}
+
+// What precedes timed steps: one that is counted, and two that let a device record its launches and
+// touch the policy's memory. Their results are dropped.
+void DecodeBench::turn_to(Variant& variant) {
+  if (variant.number == 0) engine_->set_policy(variant.policy);
+  engine_->collect_stats(true);
+  engine_->reset_totals();
+  step(variant, false);
+  variant.totals.merge(engine_->totals());
   for (std::int32_t layer = 0; layer < model_.info().num_layers; ++layer) {
     for (const LayerStats& stats : engine_->last_stats(layer)) {
       ++variant.paths[std::string(step_path_name(stats.path))];
     }
   }
+  engine_->collect_stats(false);
+  for (int i = 0; i < 2; ++i) step(variant, false);
 }
 
 bool DecodeBench::run() {
@@ -144,26 +187,24 @@ bool DecodeBench::run() {
   bandwidth_.push_back(measure_read_bandwidth(device_));
   if (!read_prompt()) return false;
   const std::int32_t first = likeliest(logits_);
+  copy_prompt();
   for (Variant& variant : variants_) {
-    variant.sequence = base_->fork();
-    variant.next = first;
+    for (const Sequence& sequence : base_) variant.sequences.push_back(sequence.fork());
+    variant.next.assign(base_.size(), first);
   }
-  ProgressBar bar("Decoding", "tokens", !flags_.bench.common.json);
+  ProgressBar bar("Decoding", "steps", !flags_.bench.common.json);
   const std::int32_t block = std::max(1, (flags_.tokens + kBlocks - 1) / kBlocks);
   const std::int64_t total = static_cast<std::int64_t>(variants_.size()) * flags_.tokens;
   std::int64_t done = 0;
   for (std::int32_t begin = 0; begin < flags_.tokens; begin += block) {
     const std::int32_t count = std::min(block, flags_.tokens - begin);
     for (Variant& variant : variants_) {
-      engine_->set_policy(variant.policy);
-      step(variant, false);  // touches the new policy's memory; its result is dropped
-      engine_->reset_totals();
+      turn_to(variant);
       for (std::int32_t i = 0; i < count; ++i) {
         if (interrupted()) return false;
         step(variant, true);
         bar.update(++done, total);
       }
-      variant.totals.merge(engine_->totals());
     }
   }
   bandwidth_.push_back(measure_read_bandwidth(device_));
@@ -177,7 +218,7 @@ nlohmann::ordered_json DecodeBench::variant_json(const Variant& variant) const {
   for (const double seconds : variant.seconds) milliseconds.push_back(seconds * 1e3);
   const Distribution time(milliseconds);
   const auto steps = static_cast<double>(std::max<std::int64_t>(variant.totals.steps, 1));
-  const double kv_bytes = static_cast<double>(variant.totals.bytes_read) / steps;
+  const double kv_bytes = static_cast<double>(variant.totals.bytes_read) / steps;  // a sequence
   const auto same = std::mismatch(dense.tokens.begin(), dense.tokens.end(), variant.tokens.begin(),
                                   variant.tokens.end());
   nlohmann::ordered_json out;
@@ -185,13 +226,13 @@ nlohmann::ordered_json DecodeBench::variant_json(const Variant& variant) const {
   out["ran_layer_steps"] = variant.paths;
   out["ms_per_token"] = time.json();
   out["ms_samples"] = milliseconds;
-  out["tokens_per_second"] = 1e3 / time.median;
+  out["tokens_per_second"] = flags_.batch * 1e3 / time.median;
   out["speedup"] = Distribution(dense.seconds).median * 1e3 / time.median;
   out["speedup_of_minima"] = Distribution(dense.seconds).min * 1e3 / time.min;
   out["kv_bytes_per_token"] = kv_bytes;
   out["kv_bytes_ratio"] = variant.totals.bytes_ratio();
-  out["weight_bytes_per_token"] = weight_bytes();
-  out["ms_bound"] = (kv_bytes + weight_bytes()) / peak() * 1e-6;
+  out["weight_bytes_per_step"] = weight_bytes();
+  out["ms_bound"] = (flags_.batch * kv_bytes + weight_bytes()) / peak() * 1e-6;
   out["bandwidth_share"] = out["ms_bound"].get<double>() / time.median;
   out["attention"] = totals_json(variant.totals);
   out["tokens_same_as_dense"] = same.first - dense.tokens.begin();
@@ -205,6 +246,7 @@ nlohmann::ordered_json DecodeBench::json() const {
   out["device"] = device_.description();
   out["model"] = model_.info().path;
   out["context"] = flags_.context;
+  out["batch"] = flags_.batch;
   out["tokens"] = flags_.tokens;
   out["page_size"] = flags_.bench.attention.page_size;
   out["prefill_seconds"] = prefill_seconds_;
@@ -219,9 +261,11 @@ nlohmann::ordered_json DecodeBench::json() const {
 
 void DecodeBench::print() const {
   const ModelInfo& info = model_.info();
-  std::printf("Decoding with %s on %s: %d tokens read, %d decoded with each policy in turn\n",
-              info.path.c_str(), device_.description().c_str(), flags_.context, flags_.tokens);
-  std::printf("Prefill %.0f tokens/s, indexing included; weights read per token %s\n",
+  std::printf(
+      "Decoding with %s on %s: %d tokens read, %d decoded with each policy in turn, batch %d\n",
+      info.path.c_str(), device_.description().c_str(), flags_.context, flags_.tokens,
+      flags_.batch);
+  std::printf("Prefill %.0f tokens/s, indexing included; weights read per step %s\n",
               static_cast<double>(prompt_.size()) / prefill_seconds_,
               bytes_text(weight_bytes()).c_str());
   std::printf("Read bandwidth: %.1f GB/s before, %.1f GB/s after; load average %.1f, %.1f\n\n",

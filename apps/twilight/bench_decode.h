@@ -13,6 +13,7 @@ struct DecodeFlags {
   std::string model, text;      ///< empty: the bundled ones
   std::int32_t context = 8192;  ///< tokens of the prefill
   std::int32_t tokens = 64;     ///< decoded with each policy
+  std::int32_t batch = 1;       ///< sequences of a step, each with memory of its own
 };
 
 /// Times decode steps of a model after one prefill, dense and under each preset; returns the exit

@@ -83,6 +83,11 @@ void add_decode(CLI::App& bench, Action& action) {
   command->add_option("--ctx", flags->context, "Tokens of the text to read")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 27));
+  command
+      ->add_option("--batch", flags->batch,
+                   "Sequences decoded at once: copies of the prompt's, in memory of their own")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
   command->add_option("--tokens", flags->tokens, "Tokens to decode with each")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));

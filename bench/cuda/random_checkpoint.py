@@ -1,10 +1,12 @@
 """Writes a checkpoint of random bf16 weights in the shape of a config.json, to time decoding with.
 
-Usage: random_checkpoint.py CONFIG TOKENIZER_FOLDER OUTPUT_FOLDER
+Usage: random_checkpoint.py CONFIG TOKENIZER_FOLDER OUTPUT_FOLDER [QUERY_GAIN]
 
 The tokenizer, and the ids of its first and end tokens, come from another model's folder. Weights
 are normal with a standard deviation of 0.02, one block of 16 Mi values repeated from varying
-offsets; norms are 1.
+offsets; norms are 1. Query weights are QUERY_GAIN (1) times as large: with 1 attention is nearly
+flat, as no trained model's is, and top-p keeps thousands of tokens; with 2 it keeps a few hundred
+of 32k, as in trained models.
 """
 import json
 import os
@@ -39,7 +41,8 @@ def tensors(config):
 
 
 def main():
-    config_path, tokenizer, output = sys.argv[1:]
+    config_path, tokenizer, output = sys.argv[1:4]
+    gain = np.float32(sys.argv[4]) if len(sys.argv) > 4 else np.float32(1)
     with open(config_path) as file:
         config = json.load(file)
     with open(os.path.join(tokenizer, "config.json")) as file:
@@ -55,8 +58,12 @@ def main():
     shutil.copy(os.path.join(tokenizer, "tokenizer.json"), output)
 
     normal = np.random.default_rng(1).standard_normal(BLOCK, dtype=np.float32) * np.float32(0.02)
-    block = (normal.view(np.uint32) >> 16).astype(np.uint16)
-    block = np.concatenate([block, block])
+
+    def to_bf16(values):
+        bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+        return np.concatenate([bits, bits])
+
+    block, queries = to_bf16(normal), to_bf16(normal * gain)
     one = np.uint16(0x3F80)
     header, at = {}, 0
     for name, shape in tensors(config):
@@ -68,7 +75,7 @@ def main():
     with open(os.path.join(output, "model.safetensors"), "wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for number, (_, shape) in enumerate(tensors(config)):
+        for number, (name, shape) in enumerate(tensors(config)):
             left = int(np.prod(shape))
             if len(shape) == 1:
                 file.write(np.full(left, one).tobytes())
@@ -76,7 +83,8 @@ def main():
             begin = number * 1299709 % BLOCK
             while left > 0:
                 count = min(left, BLOCK)
-                file.write(memoryview(block[begin:begin + count]))
+                source = queries if name.endswith("q_proj.weight") else block
+                file.write(memoryview(source[begin:begin + count]))
                 left -= count
 
 

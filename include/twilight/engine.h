@@ -115,8 +115,10 @@ struct EngineOptions {
       0;  ///< cache capacity in tokens over all sequences; 0: max_seqs * max_context
   std::int32_t page_size = 16;
   DType cache_dtype = DType::kBf16;
-  std::int32_t prefill_chunk = 512;  ///< tokens run at once
-  bool full_precision = false;       ///< f32 products in prefill, for exact comparisons
+  /// kAutoChunk takes 512 on a CPU and 2048 on a GPU.
+  static constexpr std::int32_t kAutoChunk = -1;
+  std::int32_t prefill_chunk = kAutoChunk;  ///< tokens run at once
+  bool full_precision = false;              ///< f32 products in prefill, for exact comparisons
 };
 
 /// Runs a model over a paged cache: dense chunked prefill, decode through the policy. Not
@@ -171,6 +173,13 @@ class TWILIGHT_API Engine {
   [[nodiscard]] Status decode(std::span<Sequence* const> sequences,
                               std::span<const std::int32_t> tokens, std::span<float> logits,
                               std::int32_t policy = 0);
+
+  /// The same with greedy sampling where the logits are: `next` [B] takes each sequence's likeliest
+  /// token, the first of equal ones. Throws Error(kInvalidArgument) for logits with NaN or without
+  /// a finite maximum.
+  [[nodiscard]] Status decode_greedy(std::span<Sequence* const> sequences,
+                                     std::span<const std::int32_t> tokens,
+                                     std::span<std::int32_t> next, std::int32_t policy = 0);
 
   /// Statistics of decode steps: per layer and sequence of the last step, and totals since
   /// `reset_totals`. `audit` adds the true kept mass, at the price of reading every key.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "twilight/device.h"
 #include "twilight/export.h"
@@ -62,6 +63,9 @@ class TWILIGHT_API KvCache {
   KvCache& operator=(const KvCache&) = delete;
 
   [[nodiscard]] Sequence new_sequence();
+  /// A sequence with the same tokens in pages of its own, index included; shares nothing. Empty,
+  /// with nothing changed, when the cache is out of pages.
+  [[nodiscard]] std::optional<Sequence> copy(const Sequence& sequence);
   [[nodiscard]] const KvCacheOptions& options() const;
   [[nodiscard]] std::int32_t free_pages() const;
   /// Bytes of one page over all layers, index included.

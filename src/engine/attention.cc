@@ -96,6 +96,7 @@ void Attention::Impl::note_stats(std::int32_t layer) {
 
 void Attention::Impl::describe(std::vector<std::int32_t>& key) const {
   key.push_back(generation);
+  key.push_back(collect ? 1 : 0);
   key.push_back(static_cast<std::int32_t>(sequences.size()));
   key.push_back(static_cast<std::int32_t>(plan.sealed_pages.size()));
   for (std::int32_t layer = 0; layer < cache.options.num_layers; ++layer) {
@@ -235,9 +236,9 @@ void Attention::collect_stats(bool on, bool audit) {
   im.settle_stats();
   im.collect = on;
   im.audit = on && audit;
-  ++im.generation;
   im.stats.resize(static_cast<std::size_t>(im.cache.options.num_layers));
   if (!im.late_stats() || im.lists.size() > 0) return;
+  ++im.generation;
   im.lists = DeviceBuffer(im.memory, im.stats.size() * im.list_bytes());
   im.host_lists = Buffer(im.lists.size());
 }

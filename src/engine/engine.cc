@@ -64,8 +64,16 @@ class DecodePort final : public AttentionPort {
   std::size_t q_floats_;
 };
 
-EngineOptions settle(EngineOptions options, const ModelInfo& info) {
+void check_batch(std::span<Sequence* const> sequences, std::span<const std::int32_t> tokens) {
+  require(sequences.size() == tokens.size(), "decode", "number of tokens, got ", tokens.size(),
+          ", accepted one for each of the ", sequences.size(), " sequences");
+}
+
+EngineOptions settle(EngineOptions options, const Device& device, const ModelInfo& info) {
   if (options.max_context == 0) options.max_context = info.max_context;
+  if (options.prefill_chunk == EngineOptions::kAutoChunk) {
+    options.prefill_chunk = device.impl().backend->memory().is_host() ? 512 : 2048;
+  }
   const auto in_range = [](const char* name, std::int64_t value, std::int64_t max) {
     require(value >= 1 && value <= max, "engine", name, ", got ", value, ", accepted 1 to ", max);
   };
@@ -139,7 +147,7 @@ struct Engine::Impl {
   Impl(const Device& device_in, const Model& model_in, const EngineOptions& options_in)
       : device(device_in),
         model(model_in),
-        options(settle(options_in, model_in.info())),
+        options(settle(options_in, device_in, model_in.info())),
         transformer(*device.impl().backend, device.impl().pool, model.impl().config,
                     model.impl().weights, std::max(options.prefill_chunk, options.max_seqs),
                     options.full_precision),
@@ -183,13 +191,14 @@ struct Engine::Impl {
   }
 
   // A decode step's ops, recorded the second time that the same ones are wanted.
-  void run_decode_ops(AttentionPort& port, std::int32_t num_seqs) {
+  void run_decode_ops(AttentionPort& port, std::int32_t num_seqs, bool greedy) {
     const auto ops = [&] {
       transformer.run_layers(port);
       transformer.run_logits(0, num_seqs);
+      if (greedy) transformer.run_argmax(num_seqs);
     };
     Attention::Impl& impl = attention->impl();
-    step_key.assign(1, policy_number);
+    step_key.assign({policy_number, greedy ? 1 : 0});
     impl.describe(step_key);
     if (recordings.size() > kMaxRecordings) recordings.clear();
     Recording& recording = recordings[step_key];
@@ -205,6 +214,11 @@ struct Engine::Impl {
 
   Status prefill(Sequence& sequence, std::span<const std::int32_t> tokens, std::span<float> logits,
                  const Progress& progress, const LogitsVisitor& visit);
+  // One of `logits` and `next` is empty.
+  Status decode(std::span<Sequence* const> sequences, std::span<const std::int32_t> tokens,
+                std::span<float> logits, std::span<std::int32_t> next, std::int32_t policy);
+  // The likeliest tokens of the last step's rows, on a host by way of logits.
+  void read_greedy(std::span<std::int32_t> next, bool logits_there);
 
   // Logits of all `count` rows of the last forward pass, a few at a time.
   void show_logits(std::int32_t count, std::int64_t first_token, const LogitsVisitor& visit) {
@@ -247,7 +261,8 @@ struct Engine::Impl {
   };
   std::map<std::vector<std::int32_t>, Recording> recordings;
   std::vector<std::int32_t> step_key;
-  std::int32_t policy_number = 0;  // of the last decode step
+  std::vector<float> greedy_logits;  // [B, vocab], on a host
+  std::int32_t policy_number = 0;    // of the last decode step
 };
 
 Engine::Engine(const Device& device, const Model& model, const EngineOptions& options)
@@ -345,41 +360,80 @@ Engine::Status Engine::Impl::prefill(Sequence& sequence, std::span<const std::in
 Engine::Status Engine::decode(std::span<Sequence* const> sequences,
                               std::span<const std::int32_t> tokens, std::span<float> logits,
                               std::int32_t policy) {
-  Impl& im = *impl_;
-  im.turn_to(policy);
-  im.policy_number = policy;
-  require(sequences.size() == tokens.size(), "decode", "number of tokens, got ", tokens.size(),
-          ", accepted one for each of the ", sequences.size(), " sequences");
+  check_batch(sequences, tokens);
   const std::size_t num_logits =
-      tokens.size() * static_cast<std::size_t>(im.model.info().vocab_size);
+      tokens.size() * static_cast<std::size_t>(impl_->model.info().vocab_size);
   require(logits.size() == num_logits, "decode", "number of logits, got ", logits.size(),
           ", accepted ", num_logits);
-  im.transformer.check_tokens(tokens);
-  for (std::size_t i = 0; i < sequences.size() && i < im.chunk.size(); ++i) {
-    im.chunk[i] = sequences[i]->num_tokens();
+  return impl_->decode(sequences, tokens, logits, {}, policy);
+}
+
+Engine::Status Engine::decode_greedy(std::span<Sequence* const> sequences,
+                                     std::span<const std::int32_t> tokens,
+                                     std::span<std::int32_t> next, std::int32_t policy) {
+  check_batch(sequences, tokens);
+  require(next.size() == tokens.size(), "decode", "number of next tokens, got ", next.size(),
+          ", accepted ", tokens.size());
+  return impl_->decode(sequences, tokens, {}, next, policy);
+}
+
+Engine::Status Engine::Impl::decode(std::span<Sequence* const> sequences,
+                                    std::span<const std::int32_t> tokens, std::span<float> logits,
+                                    std::span<std::int32_t> next, std::int32_t policy) {
+  turn_to(policy);
+  policy_number = policy;
+  transformer.check_tokens(tokens);
+  for (std::size_t i = 0; i < sequences.size() && i < chunk.size(); ++i) {
+    chunk[i] = sequences[i]->num_tokens();
   }
-  if (!im.attention->begin(sequences, 1)) return Status::kOutOfPages;
+  if (!attention->begin(sequences, 1)) return Status::kOutOfPages;
   const auto num_seqs = static_cast<std::int32_t>(sequences.size());
-  DecodePort port(*im.attention, im.query_observer,
-                  tokens.size() * static_cast<std::size_t>(im.model.info().num_q_heads) *
-                      static_cast<std::size_t>(im.model.info().head_dim));
-  const bool launches_alone = im.attention->impl().recordable() && !im.query_observer &&
-                              num_seqs <= Transformer::kLogitRows;
+  DecodePort port(*attention, query_observer,
+                  tokens.size() * static_cast<std::size_t>(model.info().num_q_heads) *
+                      static_cast<std::size_t>(model.info().head_dim));
+  const bool greedy = !next.empty();
+  const bool launches_alone =
+      attention->impl().recordable() && !query_observer && num_seqs <= Transformer::kLogitRows;
   try {
-    im.transformer.prepare(tokens, {im.chunk.data(), sequences.size()}, /*row_invariant=*/true);
+    transformer.prepare(tokens, {chunk.data(), sequences.size()}, /*row_invariant=*/true);
     if (launches_alone) {
-      im.run_decode_ops(port, num_seqs);
-      im.transformer.read_logits(num_seqs, logits);
+      run_decode_ops(port, num_seqs, greedy);
+      if (!greedy) transformer.read_logits(num_seqs, logits);
     } else {
-      im.transformer.run_layers(port);
-      im.transformer.logits(0, num_seqs, logits);
+      transformer.run_layers(port);
+      if (!greedy) transformer.logits(0, num_seqs, logits);
     }
+    if (greedy) read_greedy(next, launches_alone);
   } catch (...) {
-    im.attention->rollback();
+    attention->rollback();
     throw;
   }
-  if (im.collect) im.add_totals(sequences.size());
+  if (collect) add_totals(sequences.size());
   return Status::kOk;
+}
+
+void Engine::Impl::read_greedy(std::span<std::int32_t> next, bool logits_there) {
+  const auto num_rows = static_cast<std::int32_t>(next.size());
+  if (device.impl().backend->memory().is_host()) {
+    const auto vocab = static_cast<std::size_t>(model.info().vocab_size);
+    greedy_logits.resize(next.size() * vocab);
+    transformer.logits(0, num_rows, greedy_logits);
+    device.impl().backend->argmax(
+        {greedy_logits.data(), num_rows, model.info().vocab_size, next.data()});
+  } else if (logits_there) {
+    transformer.read_argmax(num_rows, next);
+  } else {
+    for (std::int32_t row = 0; row < num_rows; row += Transformer::kLogitRows) {
+      const std::int32_t count = std::min(Transformer::kLogitRows, num_rows - row);
+      transformer.run_logits(row, count);
+      transformer.run_argmax(count);
+      transformer.read_argmax(
+          count, next.subspan(static_cast<std::size_t>(row), static_cast<std::size_t>(count)));
+    }
+  }
+  for (const std::int32_t token : next) {
+    require(token >= 0, "sampler", "logits, got NaN or no finite maximum, accepted numbers");
+  }
 }
 
 void Engine::collect_stats(bool on, bool audit) {

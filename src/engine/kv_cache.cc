@@ -61,6 +61,37 @@ Sequence KvCache::new_sequence() {
       Sequence::Impl{PageTable(impl_->pool, impl_->options.page_size)}));
 }
 
+std::optional<Sequence> KvCache::copy(const Sequence& sequence) {
+  const PageTable& from = sequence.impl().table;
+  Sequence out = new_sequence();
+  AppendPlan plan;
+  if (!out.impl().table.append(from.num_tokens(), plan)) return std::nullopt;
+  const auto to = out.impl().table.pages();
+  if (to.empty()) return out;
+  DeviceMemory& memory = impl_->backend().memory();
+  CopyPagesParams copy;
+  copy.from = from.pages().data();
+  copy.to = to.data();
+  copy.num_pages = static_cast<std::int32_t>(to.size());
+  copy.any_order = true;
+  DeviceBuffer lists;
+  if (!memory.is_host()) {
+    lists = DeviceBuffer(memory, 2 * to.size_bytes());
+    auto* const pages = lists.as<std::int32_t>();
+    memory.upload(pages, copy.from, to.size_bytes());
+    memory.upload(pages + to.size(), copy.to, to.size_bytes());
+    copy.from = pages;
+    copy.to = pages + to.size();
+  }
+  for (std::int32_t layer = 0; layer < impl_->options.num_layers; ++layer) {
+    copy.kv = impl_->storage.view(layer);
+    copy.index = impl_->storage.index(layer);
+    impl_->backend().copy_pages(copy);
+  }
+  memory.synchronize();
+  return out;
+}
+
 const KvCacheOptions& KvCache::options() const { return impl_->options; }
 std::int32_t KvCache::free_pages() const { return impl_->pool.free_pages(); }
 std::int64_t KvCache::bytes_per_page() const { return impl_->storage.options().bytes_per_page(); }

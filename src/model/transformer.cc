@@ -63,14 +63,23 @@ Transformer::Transformer(Backend& backend, ThreadPool& pool, const ModelConfig& 
   final_norm_ = vector(weights.final_norm);
   lm_head_ = matrix(weights.lm_head, pool);
 
+  const bool host = memory_.is_host();
+  if (!host) {
+    frequencies_ = DeviceBuffer(memory_, inverse_frequencies_.size() * sizeof(double));
+    memory_.upload(frequencies_.data(), inverse_frequencies_.data(), frequencies_.size());
+    if (weights.embed.data == weights.lm_head.data) {
+      embed_.view = lm_head_.view;
+    } else if (!is_quantised(weights.embed.type)) {
+      embed_ = matrix(weights.embed, pool);
+    }
+    if (is_quantised(weights.embed.type)) embed_.view = {};
+  }
+
   const std::int64_t rows = max_tokens_;
-  const auto carve_inputs = [&](Arena& arena, float*& hidden, float*& cos, float*& sin) {
-    hidden = arena.take<float>("hidden", rows * config_.hidden_size);
-    cos = arena.take<float>("cos", rows * (config_.head_dim / 2));
-    sin = arena.take<float>("sin", rows * (config_.head_dim / 2));
-  };
   const auto carve = [&](Arena& arena) {
-    carve_inputs(arena, hidden_, cos_, sin_);
+    hidden_ = arena.take<float>("hidden", rows * config_.hidden_size);
+    cos_ = arena.take<float>("cos", rows * (config_.head_dim / 2));
+    sin_ = arena.take<float>("sin", rows * (config_.head_dim / 2));
     normed_ = arena.take<float>("normed", rows * config_.hidden_size);
     q_ = arena.take<float>("q", rows * config_.q_size());
     k_ = arena.take<float>("k", rows * config_.kv_size());
@@ -78,10 +87,12 @@ Transformer::Transformer(Backend& backend, ThreadPool& pool, const ModelConfig& 
     mixed_ = arena.take<float>("mixed", rows * config_.q_size());
     gate_ = arena.take<float>("gate", rows * config_.intermediate_size);
     up_ = arena.take<float>("up", rows * config_.intermediate_size);
-    if (!memory_.is_host()) {
-      logits_ = arena.take<float>("logits",
-                                  std::min<std::int64_t>(rows, kLogitRows) * config_.vocab_size);
-    }
+    if (host) return;
+    const std::int64_t logit_rows = std::min<std::int64_t>(rows, kLogitRows);
+    logits_ = arena.take<float>("logits", logit_rows * config_.vocab_size);
+    largest_ = arena.take<std::int32_t>("largest", logit_rows);
+    tokens_ = arena.take<std::int32_t>("tokens", rows);
+    positions_ = arena.take<std::int32_t>("positions", rows);
   };
   Arena counter;
   carve(counter);
@@ -89,14 +100,9 @@ Transformer::Transformer(Backend& backend, ThreadPool& pool, const ModelConfig& 
   Arena arena(activations_.data(), activations_.size());
   carve(arena);
   input_hidden_ = hidden_;
-  input_cos_ = cos_;
-  input_sin_ = sin_;
-  if (memory_.is_host()) return;
-  Arena sizes;
-  carve_inputs(sizes, input_hidden_, input_cos_, input_sin_);
-  staging_ = Buffer(sizes.used_bytes());
-  Arena inputs(staging_.data(), staging_.size());
-  carve_inputs(inputs, input_hidden_, input_cos_, input_sin_);
+  if (host || embed_.view.data != nullptr) return;
+  staging_ = Buffer(static_cast<std::size_t>(rows * config_.hidden_size) * sizeof(float));
+  input_hidden_ = staging_.as<float>();
 }
 
 Transformer::Matrix Transformer::matrix(const TensorView& tensor, ThreadPool& pool) {
@@ -150,14 +156,14 @@ void Transformer::set_rotation(std::span<const std::int32_t> positions) {
   for (std::size_t row = 0; row < positions.size(); ++row) {
     for (std::size_t i = 0; i < half; ++i) {
       const double angle = positions[row] * inverse_frequencies_[i];
-      input_cos_[row * half + i] = static_cast<float>(std::cos(angle));
-      input_sin_[row * half + i] = static_cast<float>(std::sin(angle));
+      cos_[row * half + i] = static_cast<float>(std::cos(angle));
+      sin_[row * half + i] = static_cast<float>(std::sin(angle));
     }
   }
 }
 
-void Transformer::linear(const float* x, const Matrix& weight, const Vector& bias, float* y,
-                         std::int32_t num_rows, bool accumulate) {
+LinearParams Transformer::linear(const float* x, const Matrix& weight, const Vector& bias, float* y,
+                                 std::int32_t num_rows, bool accumulate) const {
   LinearParams params;
   params.x = x;
   params.x_stride = weight.view.cols;
@@ -169,7 +175,19 @@ void Transformer::linear(const float* x, const Matrix& weight, const Vector& bia
   params.accumulate = accumulate;
   params.row_invariant = row_invariant_;
   params.full_precision = full_precision_;
-  backend_.linear(params);
+  return params;
+}
+
+RmsNormParams Transformer::norm(const float* x, const Vector& weight, float* y,
+                                std::int64_t num_rows, std::int64_t size) const {
+  RmsNormParams params;
+  params.x = x;
+  params.weight = weight.data();
+  params.y = y;
+  params.num_rows = static_cast<std::int32_t>(num_rows);
+  params.hidden = size;
+  params.eps = static_cast<float>(config_.rms_norm_eps);
+  return params;
 }
 
 void Transformer::prepare(std::span<const std::int32_t> tokens,
@@ -180,15 +198,19 @@ void Transformer::prepare(std::span<const std::int32_t> tokens,
   check_tokens(tokens);
   row_invariant_ = row_invariant;
   num_rows_ = static_cast<std::int32_t>(tokens.size());
+  if (memory_.is_host()) {
+    embed(tokens);
+    set_rotation(positions);
+    return;
+  }
+  memory_.upload(positions_, positions.data(), positions.size_bytes());
+  if (embed_.view.data != nullptr) {
+    memory_.upload(tokens_, tokens.data(), tokens.size_bytes());
+    return;
+  }
   embed(tokens);
-  set_rotation(positions);
-  if (memory_.is_host()) return;
-  const auto send = [&](float* to, const float* from, std::size_t row) {
-    memory_.upload(to, from, tokens.size() * row * sizeof(float));
-  };
-  send(hidden_, input_hidden_, static_cast<std::size_t>(config_.hidden_size));
-  send(cos_, input_cos_, inverse_frequencies_.size());
-  send(sin_, input_sin_, inverse_frequencies_.size());
+  memory_.upload(hidden_, input_hidden_,
+                 tokens.size() * static_cast<std::size_t>(config_.hidden_size) * sizeof(float));
 }
 
 void Transformer::forward(std::span<const std::int32_t> tokens,
@@ -200,38 +222,49 @@ void Transformer::forward(std::span<const std::int32_t> tokens,
 
 void Transformer::run_layers(AttentionPort& attention) {
   const std::int32_t rows = num_rows_;
-  const auto norm = [&](const Vector& weight) {
-    backend_.rms_norm({hidden_, weight.data(), normed_, rows, config_.hidden_size,
-                       static_cast<float>(config_.rms_norm_eps)});
-  };
-  const auto norm_heads = [&](float* x, const Vector& weight, int heads) {
-    if (weight.data() == nullptr) return;
-    backend_.rms_norm({x, weight.data(), x, rows * heads, config_.head_dim,
-                       static_cast<float>(config_.rms_norm_eps)});
-  };
-  const auto rotate = [&](float* x, int heads) {
-    backend_.rope(
-        {x, std::int64_t{heads} * config_.head_dim, rows, heads, config_.head_dim, cos_, sin_});
+  const std::int64_t hidden = config_.hidden_size;
+  const std::int32_t head_dim = config_.head_dim;
+  if (embed_.view.data != nullptr) backend_.embed({embed_.view, tokens_, rows, hidden_});
+  if (positions_ != nullptr) {
+    backend_.rotation({positions_, frequencies_.as<double>(), rows, head_dim / 2, cos_, sin_});
+  }
+  const auto rotate = [&](float* x, std::int32_t heads) -> RopeParams {
+    return {x, std::int64_t{heads} * head_dim, rows, heads, head_dim, cos_, sin_};
   };
   for (std::int32_t i = 0; i < config_.num_layers; ++i) {
     const Layer& layer = layers_[static_cast<std::size_t>(i)];
-    norm(layer.input_norm);
-    linear(normed_, layer.q_proj, layer.q_bias, q_, rows);
-    linear(normed_, layer.k_proj, layer.k_bias, k_, rows);
-    linear(normed_, layer.v_proj, layer.v_bias, v_, rows);
-    norm_heads(q_, layer.q_norm, config_.num_heads);
-    norm_heads(k_, layer.k_norm, config_.num_kv_heads);
-    rotate(q_, config_.num_heads);
-    rotate(k_, config_.num_kv_heads);
+    ProjectParams project;
+    project.norm = norm(hidden_, layer.input_norm, normed_, rows, hidden);
+    project.q = linear(normed_, layer.q_proj, layer.q_bias, q_, rows);
+    project.k = linear(normed_, layer.k_proj, layer.k_bias, k_, rows);
+    project.v = linear(normed_, layer.v_proj, layer.v_bias, v_, rows);
+    project.q_norm = norm(q_, layer.q_norm, q_, std::int64_t{rows} * config_.num_heads, head_dim);
+    project.k_norm =
+        norm(k_, layer.k_norm, k_, std::int64_t{rows} * config_.num_kv_heads, head_dim);
+    project.q_rope = rotate(q_, config_.num_heads);
+    project.k_rope = rotate(k_, config_.num_kv_heads);
+    backend_.project(project);
     attention.append(i, k_, v_);
     attention.attend(i, q_, mixed_);
-    linear(mixed_, layer.o_proj, layer.o_bias, hidden_, rows, /*accumulate=*/true);
-    norm(layer.post_norm);
-    linear(normed_, layer.gate_proj, layer.gate_bias, gate_, rows);
-    linear(normed_, layer.up_proj, layer.up_bias, up_, rows);
-    backend_.silu_mul({gate_, up_, gate_, std::int64_t{rows} * config_.intermediate_size});
-    linear(gate_, layer.down_proj, layer.down_bias, hidden_, rows, /*accumulate=*/true);
+    backend_.linear(linear(mixed_, layer.o_proj, layer.o_bias, hidden_, rows, true));
+    FeedForwardParams feed;
+    feed.norm = norm(hidden_, layer.post_norm, normed_, rows, hidden);
+    feed.gate = linear(normed_, layer.gate_proj, layer.gate_bias, gate_, rows);
+    feed.up = linear(normed_, layer.up_proj, layer.up_bias, up_, rows);
+    feed.down = linear(gate_, layer.down_proj, layer.down_bias, hidden_, rows, true);
+    backend_.feed_forward(feed);
   }
+}
+
+void Transformer::run_argmax(std::int32_t num_rows) {
+  TWILIGHT_DCHECK(logits_ != nullptr && num_rows <= kLogitRows);
+  backend_.argmax({logits_, num_rows, config_.vocab_size, largest_});
+}
+
+void Transformer::read_argmax(std::int32_t num_rows, std::span<std::int32_t> out) {
+  TWILIGHT_DCHECK(out.size() == static_cast<std::size_t>(num_rows));
+  static_cast<void>(num_rows);
+  memory_.download(out.data(), largest_, out.size_bytes());
 }
 
 void Transformer::run_logits(std::int32_t first_row, std::int32_t num_rows) {
@@ -241,9 +274,8 @@ void Transformer::run_logits(std::int32_t first_row, std::int32_t num_rows) {
 
 void Transformer::write_logits(std::int32_t first_row, std::int32_t num_rows, float* out) {
   const std::int64_t hidden = config_.hidden_size;
-  backend_.rms_norm({hidden_ + first_row * hidden, final_norm_.data(), normed_, num_rows, hidden,
-                     static_cast<float>(config_.rms_norm_eps)});
-  linear(normed_, lm_head_, {}, out, num_rows);
+  backend_.rms_norm(norm(hidden_ + first_row * hidden, final_norm_, normed_, num_rows, hidden));
+  backend_.linear(linear(normed_, lm_head_, {}, out, num_rows));
 }
 
 void Transformer::read_logits(std::int32_t num_rows, std::span<float> out) {

@@ -29,9 +29,9 @@ class AttentionPort {
 
 /// The Llama-family forward pass over const weights: everything but attention itself. Owns the
 /// activations of up to `max_tokens` tokens and, where the backend's memory is not the host's, a
-/// copy of the weights there (the embedding table stays: rows are looked up on the host). Quantised
-/// weights stay in their blocks where the backend takes those and are f16 elsewhere. Allocates
-/// nothing after construction. Not thread-safe; several may share the weights.
+/// copy of the weights there (a quantised embedding table stays: its rows are looked up on the
+/// host). Quantised weights stay in their blocks where the backend takes those and are f16
+/// elsewhere. Allocates nothing after construction. Not thread-safe; several may share the weights.
 class Transformer {
  public:
   /// `config` and `weights` must outlive it; `pool` is used during construction alone.
@@ -61,6 +61,10 @@ class Transformer {
   void run_logits(std::int32_t first_row, std::int32_t num_rows);
   void read_logits(std::int32_t num_rows, std::span<float> out);
   static constexpr std::int32_t kLogitRows = 64;
+  /// The same for the numbers of the largest logits that run_logits left: -1 for a row with NaN or
+  /// without a finite maximum.
+  void run_argmax(std::int32_t num_rows);
+  void read_argmax(std::int32_t num_rows, std::span<std::int32_t> out);
 
   /// Logits [rows, vocab] of rows `first_row` .. of the last forward pass, to host memory.
   void logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out);
@@ -81,8 +85,10 @@ class Transformer {
   };
   [[nodiscard]] Matrix matrix(const TensorView& tensor, ThreadPool& pool);
   [[nodiscard]] Vector vector(const TensorView& tensor);
-  void linear(const float* x, const Matrix& weight, const Vector& bias, float* y,
-              std::int32_t num_rows, bool accumulate = false);
+  [[nodiscard]] LinearParams linear(const float* x, const Matrix& weight, const Vector& bias,
+                                    float* y, std::int32_t num_rows, bool accumulate = false) const;
+  [[nodiscard]] RmsNormParams norm(const float* x, const Vector& weight, float* y,
+                                   std::int64_t num_rows, std::int64_t size) const;
   void write_logits(std::int32_t first_row, std::int32_t num_rows, float* out);
   void embed(std::span<const std::int32_t> tokens);
   void set_rotation(std::span<const std::int32_t> positions);
@@ -105,23 +111,26 @@ class Transformer {
   std::vector<Layer> layers_;
   Vector final_norm_;
   Matrix lm_head_;
+  Matrix embed_;              // its data is null where rows are looked up on the host
+  DeviceBuffer frequencies_;  // inverse_frequencies_; this and the numbers below empty on the host
 
   DeviceBuffer activations_;
-  Buffer staging_;                 // inputs on their way to a device; empty on the host
-  float* logits_ = nullptr;        // [kLogitRows, vocab]; null on the host
-  float* input_hidden_ = nullptr;  // hidden_, cos_ and sin_ themselves on the host, else staged
-  float* input_cos_ = nullptr;
-  float* input_sin_ = nullptr;
-  float* hidden_ = nullptr;  // [T, hidden]
-  float* normed_ = nullptr;  // [T, hidden]
-  float* q_ = nullptr;       // [T, Hq * D]
-  float* k_ = nullptr;       // [T, Hkv * D]
-  float* v_ = nullptr;       // [T, Hkv * D]
-  float* mixed_ = nullptr;   // [T, Hq * D] attention output
-  float* gate_ = nullptr;    // [T, intermediate]
-  float* up_ = nullptr;      // [T, intermediate]
-  float* cos_ = nullptr;     // [T, D / 2]
-  float* sin_ = nullptr;     // [T, D / 2]
+  Buffer staging_;                     // rows looked up on the host on their way to a device
+  float* input_hidden_ = nullptr;      // hidden_ itself on the host, else staged
+  float* logits_ = nullptr;            // [kLogitRows, vocab]
+  std::int32_t* largest_ = nullptr;    // [kLogitRows]
+  std::int32_t* tokens_ = nullptr;     // [T]
+  std::int32_t* positions_ = nullptr;  // [T]
+  float* hidden_ = nullptr;            // [T, hidden]
+  float* normed_ = nullptr;            // [T, hidden]
+  float* q_ = nullptr;                 // [T, Hq * D]
+  float* k_ = nullptr;                 // [T, Hkv * D]
+  float* v_ = nullptr;                 // [T, Hkv * D]
+  float* mixed_ = nullptr;             // [T, Hq * D] attention output
+  float* gate_ = nullptr;              // [T, intermediate]
+  float* up_ = nullptr;                // [T, intermediate]
+  float* cos_ = nullptr;               // [T, D / 2]
+  float* sin_ = nullptr;               // [T, D / 2]
 };
 
 }  // namespace twilight

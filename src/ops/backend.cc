@@ -130,4 +130,55 @@ void Backend::silu_mul(const SiluMulParams& params) {
   do_silu_mul(params);
 }
 
+void Backend::embed(const EmbedParams& params) {
+  validate(params);
+  do_embed(params);
+}
+
+void Backend::rotation(const RotationParams& params) {
+  validate(params);
+  do_rotation(params);
+}
+
+void Backend::argmax(const ArgmaxParams& params) {
+  validate(params);
+  do_argmax(params);
+}
+
+void Backend::project(const ProjectParams& params) {
+  validate(params);
+  do_project(params);
+}
+
+void Backend::feed_forward(const FeedForwardParams& params) {
+  validate(params);
+  do_feed_forward(params);
+}
+
+void Backend::count_tail(const CountTailParams& params, Workspace workspace) {
+  validate("count_tail", workspace);
+  validate(params);
+  do_count_tail(params, workspace);
+}
+
+void Backend::do_project(const ProjectParams& params) {
+  do_rms_norm(params.norm);
+  do_linear(params.q);
+  do_linear(params.k);
+  do_linear(params.v);
+  if (params.q_norm.weight != nullptr) do_rms_norm(params.q_norm);
+  if (params.k_norm.weight != nullptr) do_rms_norm(params.k_norm);
+  do_rope(params.q_rope);
+  do_rope(params.k_rope);
+}
+
+void Backend::do_feed_forward(const FeedForwardParams& params) {
+  do_rms_norm(params.norm);
+  do_linear(params.gate);
+  do_linear(params.up);
+  do_silu_mul({params.gate.y, params.up.y, params.gate.y,
+               std::int64_t{params.gate.num_rows} * params.gate.weight.rows});
+  do_linear(params.down);
+}
+
 }  // namespace twilight

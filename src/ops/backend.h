@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/device_memory.h"
+#include "ops/block_params.h"
 #include "ops/params.h"
 
 namespace twilight {
@@ -104,6 +105,20 @@ class Backend {
   void rope(const RopeParams& params);
   void silu_mul(const SiluMulParams& params);
 
+  void embed(const EmbedParams& params);
+  void rotation(const RotationParams& params);
+  void argmax(const ArgmaxParams& params);
+  /// Same results as rms_norm, linear, rope and silu_mul one after the other; a backend may skip
+  /// what their parameters call scratch, and round where `linear` would.
+  void project(const ProjectParams& params);
+  void feed_forward(const FeedForwardParams& params);
+  void count_tail(const CountTailParams& params, Workspace workspace);
+
+ protected:
+  /// The parts one after the other.
+  virtual void do_project(const ProjectParams& params);
+  virtual void do_feed_forward(const FeedForwardParams& params);
+
  private:
   virtual void do_append_kv(const AppendKvParams& params) = 0;
   virtual void do_seal_pages(const SealPagesParams& params) = 0;
@@ -122,6 +137,11 @@ class Backend {
   virtual void do_rms_norm(const RmsNormParams& params) = 0;
   virtual void do_rope(const RopeParams& params) = 0;
   virtual void do_silu_mul(const SiluMulParams& params) = 0;
+  // On host memory, one thread.
+  virtual void do_embed(const EmbedParams& params);
+  virtual void do_rotation(const RotationParams& params);
+  virtual void do_argmax(const ArgmaxParams& params);
+  virtual void do_count_tail(const CountTailParams& params, Workspace workspace);
 };
 
 /// Scalar reference, double accumulation, one thread.

@@ -78,6 +78,9 @@ struct CopyPagesParams {
   const std::int32_t* from = nullptr;  ///< [num_pages]
   const std::int32_t* to = nullptr;    ///< [num_pages]
   std::int32_t num_pages = 0;
+  /// No page is both read and written, so the order does not matter; else pages are copied in
+  /// order.
+  bool any_order = false;
 };
 
 // --- selection --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 #ifndef TWILIGHT_OPS_VALIDATE_H_
 #define TWILIGHT_OPS_VALIDATE_H_
 
+#include "ops/block_params.h"
 #include "ops/params.h"
 
 /// Checks of the parameter blocks, the same for every backend: pointers, shapes, strides, lengths
@@ -33,6 +34,12 @@ void validate(const LinearParams& params);
 void validate(const RmsNormParams& params);
 void validate(const RopeParams& params);
 void validate(const SiluMulParams& params);
+void validate(const EmbedParams& params);
+void validate(const RotationParams& params);
+void validate(const ArgmaxParams& params);
+void validate(const ProjectParams& params);
+void validate(const FeedForwardParams& params);
+void validate(const CountTailParams& params);
 void validate(const char* op, const Workspace& workspace);
 
 }  // namespace twilight

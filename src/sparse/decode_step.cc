@@ -60,6 +60,7 @@ struct DecodeStep::Scratch {
   std::int32_t* kept_counts;  // [B, Hkv]
   std::int32_t* head_counts;  // [B, Hq]
   float* head_mass;           // [B, Hq]
+  std::int32_t* tail_counts;  // [B, Hkv]; null without a tail
   float* tail_shift;          // [B, Hq]
   float* tail_mass;           // [B, Hq, candidate pages]; null without a tail
   std::int32_t* pages;        // [B, Hkv, candidate pages]
@@ -71,8 +72,7 @@ struct DecodeStep::Scratch {
   Workspace ops;
   std::int64_t page_stride;
   std::int64_t slot_stride;
-  std::size_t counts_bytes;  // up to here numbers of every step,
-  std::size_t lists_bytes;   // up to here what the tail's statistics read too,
+  std::size_t counts_bytes;  // up to here what statistics read,
   std::size_t kept_bytes;    // up to here what an audit reads too
   std::size_t used_bytes;
 };
@@ -96,18 +96,18 @@ DecodeStep::Scratch DecodeStep::carve(std::byte* lists, void* base, std::size_t 
     s.kept_counts = first.take<std::int32_t>("kept counts", kv_units);
     s.head_counts = first.take<std::int32_t>("head counts", q_units);
     s.head_mass = first.take<float>("head mass", q_units);
+    if (tail) s.tail_counts = first.take<std::int32_t>("tail counts", kv_units);
     s.counts_bytes = first.used_bytes();
-    if (tail) {
-      s.tail_shift = first.take<float>("tail shift", q_units);
-      s.tail_mass = first.take<float>("tail mass", q_units * caps_.max_candidate_pages);
-    }
-    s.pages = first.take<std::int32_t>("candidate pages", kv_units * caps_.max_candidate_pages);
-    if (selector_->mode() == SelectMode::kByScore) {
-      s.scores = first.take<float>("scores", kv_units * s.page_stride);
-    }
-    s.lists_bytes = first.used_bytes();
     s.kept = arena.take<std::int32_t>("kept", kv_units * s.slot_stride);
     s.kept_bytes = arena.used_bytes();
+    if (tail) {
+      s.tail_shift = arena.take<float>("tail shift", q_units);
+      s.tail_mass = arena.take<float>("tail mass", q_units * caps_.max_candidate_pages);
+    }
+    s.pages = arena.take<std::int32_t>("candidate pages", kv_units * caps_.max_candidate_pages);
+    if (selector_->mode() == SelectMode::kByScore) {
+      s.scores = arena.take<float>("scores", kv_units * s.page_stride);
+    }
     if (tail && policy_.far_tail) {
       s.log_masses = arena.take<float>("log masses", q_units * s.page_stride);
     }
@@ -127,9 +127,7 @@ DecodeStep::Scratch DecodeStep::host_lists(const Scratch& scratch, Workspace wor
                                            bool audit) {
   DeviceMemory& memory = backend_.memory();
   if (memory.is_host()) return scratch;
-  const std::size_t bytes = audit                          ? scratch.kept_bytes
-                            : scratch.tail_mass != nullptr ? scratch.lists_bytes
-                                                           : scratch.counts_bytes;
+  const std::size_t bytes = audit ? scratch.kept_bytes : scratch.counts_bytes;
   // The same places in a copy as long as the workspace: untouched pages of it cost nothing.
   if (lists_.size() < workspace_bytes_) lists_ = Buffer(workspace_bytes_);
   memory.download(lists_.data(), workspace.data, bytes);
@@ -163,7 +161,7 @@ DecodeStep::DecodeStep(Backend& backend, const SparsePolicy& policy, StepCaps sh
   if (!support) fail(ErrorCode::kUnsupported, "decode_step", backend_.name(), ": ", support.reason);
   const Scratch sizes = carve(nullptr, nullptr, 0);
   workspace_bytes_ = sizes.used_bytes;
-  lists_bytes_ = align_up(sizes.lists_bytes);
+  lists_bytes_ = align_up(sizes.counts_bytes);
   const auto seqs = static_cast<std::size_t>(caps_.max_seqs);
   dense_ids_.resize(seqs);
   sparse_ids_.resize(seqs);
@@ -222,7 +220,18 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
     backend_.attend_dense({dense, params.q, params.kv, scale, params.out, params.out_seq_stride},
                           scratch.ops);
   }
-  if (sparse.count > 0) run_sparse(params, sparse, scratch);
+  if (sparse.count > 0) {
+    run_sparse(params, sparse, scratch);
+    if (scratch.tail_counts != nullptr && (params.lists != nullptr || !stats.empty())) {
+      CountTailParams count;
+      count.seqs = sparse;
+      count.kv = params.kv;
+      count.num_q_heads = caps_.num_q_heads;
+      count.tail = tail_params(params, scratch);
+      count.counts = scratch.tail_counts;
+      backend_.count_tail(count, scratch.ops);
+    }
+  }
   if (stats.empty()) return;
   const Scratch lists = sparse.count > 0 ? host_lists(scratch, workspace, audit) : scratch;
   for (std::int32_t seq = 0; seq < num_seqs; ++seq) {
@@ -253,6 +262,21 @@ void DecodeStep::read_stats(const DecodeStepParams& params, std::byte* host_list
     fill_stats(params, lists, at, path, stats[seq]);
     stats[seq].true_mass.clear();
   }
+}
+
+TailParams DecodeStep::tail_params(const DecodeStepParams& params, const Scratch& s) const {
+  TailParams tail;
+  tail.mass = s.tail_mass;
+  tail.shift = s.tail_shift;
+  tail.pages = s.pages;
+  tail.page_counts = s.page_counts;
+  tail.candidate_stride = caps_.max_candidate_pages;
+  tail.index = params.index;
+  tail.log_masses = s.log_masses;
+  tail.scores = s.scores;
+  tail.page_stride = s.page_stride;
+  tail.far_floor = policy_.far_floor;
+  return tail;
 }
 
 void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seqs,
@@ -328,16 +352,7 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
   attend.kept = s.kept;
   attend.kept_counts = s.kept_counts;
   attend.kept_stride = s.slot_stride;
-  attend.tail.mass = s.tail_mass;
-  attend.tail.shift = s.tail_shift;
-  attend.tail.pages = s.pages;
-  attend.tail.page_counts = s.page_counts;
-  attend.tail.candidate_stride = caps_.max_candidate_pages;
-  attend.tail.index = params.index;
-  attend.tail.log_masses = s.log_masses;
-  attend.tail.scores = s.scores;
-  attend.tail.page_stride = s.page_stride;
-  attend.tail.far_floor = policy_.far_floor;
+  attend.tail = tail_params(params, s);
   attend.out = params.out;
   attend.out_seq_stride = params.out_seq_stride;
 
@@ -352,40 +367,6 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
     backend_.prune_top_p(prune, s.ops);
     backend_.attend_sparse(attend, s.ops);
   }
-}
-
-std::int64_t DecodeStep::far_pages(const Scratch& s, std::int64_t unit, std::int32_t page_count,
-                                   std::int32_t sealed) const {
-  TailParams tail;
-  tail.far_floor = policy_.far_floor;
-  const float lowest = tail.lowest_far_score(sealed);
-  const std::int32_t* pages = s.pages + unit * caps_.max_candidate_pages;
-  const std::int32_t* const end = pages + page_count;
-  const float* scores = s.scores + unit * s.page_stride;
-  std::int64_t far = 0;
-  for (std::int32_t page = 0; page < sealed; ++page) {
-    if (pages != end && *pages == page) {
-      ++pages;
-    } else if (scores[page] >= lowest) {
-      ++far;
-    }
-  }
-  return far;
-}
-
-std::int64_t DecodeStep::tail_pages(const Scratch& s, std::int64_t unit, std::int32_t page_count,
-                                    std::int32_t sealed) const {
-  const std::int32_t group = caps_.num_q_heads / caps_.num_kv_heads;
-  std::int64_t pages = 0;
-  if (s.log_masses != nullptr) pages += far_pages(s, unit, page_count, sealed);
-  for (std::int32_t i = 0; i < page_count; ++i) {
-    bool any = false;
-    for (std::int64_t head = unit * group; head < (unit + 1) * group; ++head) {
-      any = any || s.tail_mass[head * caps_.max_candidate_pages + i] > 0;
-    }
-    pages += any ? 1 : 0;
-  }
-  return pages;
 }
 
 void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, std::int32_t seq,
@@ -435,8 +416,7 @@ void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, st
       stats.bytes_read +=
           sealed_candidates * (record_bytes + (estimate_params ? kParamsBytes : 0)) +
           open_tokens * row_bytes;
-      if (s.tail_mass != nullptr)
-        stats.bytes_read += tail_pages(s, unit, count, sealed) * tail_bytes;
+      if (s.tail_counts != nullptr) stats.bytes_read += s.tail_counts[unit] * tail_bytes;
     }
     stats.bytes_read += 2 * row_bytes * s.kept_counts[unit];
   }

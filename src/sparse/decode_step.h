@@ -75,12 +75,8 @@ class DecodeStep {
   /// The lists of a step in host memory: the scratch itself, or a copy.
   [[nodiscard]] Scratch host_lists(const Scratch& scratch, Workspace workspace, bool audit);
   void run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& scratch);
-  /// Candidate pages of a (sequence, KV head) whose value mean the tail read.
-  [[nodiscard]] std::int64_t tail_pages(const Scratch& scratch, std::int64_t unit,
-                                        std::int32_t page_count, std::int32_t sealed) const;
-  /// Pages outside the candidates that count.
-  [[nodiscard]] std::int64_t far_pages(const Scratch& scratch, std::int64_t unit,
-                                       std::int32_t page_count, std::int32_t sealed) const;
+  [[nodiscard]] TailParams tail_params(const DecodeStepParams& params,
+                                       const Scratch& scratch) const;
   void fill_stats(const DecodeStepParams& params, const Scratch& scratch, std::int32_t seq,
                   StepPath path, LayerStats& stats) const;
 

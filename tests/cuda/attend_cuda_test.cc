@@ -49,6 +49,8 @@ std::vector<OpCase> attend_cases() {
   add("splits_group8_dim256", {2100}, 16, 2, 256, 32, DType::kBf16);
   add("splits_group1_dim64", {2304, 2047}, 17, 17, 64, 16, DType::kBf16);
   add("splits_group4_dim128", {17000}, 4, 1, 128, 16, DType::kBf16);
+  add("splits_group8_dim128", {3000, 0, 1, 255, 256, 257}, 16, 2, 128, 32, DType::kBf16);
+  add("splits_group4_dim64_f16", {5000, 4096, 4097, 15}, 8, 2, 64, 16, DType::kF16);
   add("splits_group2_dim8_page7", {2200, 300}, 6, 3, 8, 7, DType::kF16);
   add("splits_group5_dim192", {1400, 31, 32, 1}, 10, 2, 192, 16, DType::kF32);
   return cases;
@@ -158,9 +160,10 @@ TEST_P(PrefillCuda, MatchesReference) {
     for (std::int64_t i = 0; i < row; ++i)
       q[static_cast<std::size_t>(t * stride + i)] = random.normal();
   }
-  const auto run = [&](Backend& backend) {
+  const auto run = [&](Backend& backend, bool full_precision) {
     std::vector<float> out(q.size(), 42.0F);
     AttendPrefillParams params;
+    params.full_precision = full_precision;
     params.q = q.data();
     params.q_token_stride = stride;
     params.num_q_heads = c.q_heads;
@@ -172,7 +175,11 @@ TEST_P(PrefillCuda, MatchesReference) {
     backend.attend_prefill(params);
     return out;
   };
-  EXPECT_TRUE(close(run(gpu()), run(*make_ref_backend()), {.abs = 5e-5, .rel = 5e-5}));
+  const std::vector<float> want = run(*make_ref_backend(), true);
+  EXPECT_TRUE(close(run(gpu(), true), want, {.abs = 5e-5, .rel = 5e-5}));
+  // Queries and weights rounded to the cache's dtype.
+  const float rounding = c.dtype == DType::kF32 ? 5e-5F : c.dtype == DType::kF16 ? 8e-3F : 5e-2F;
+  EXPECT_TRUE(close(run(gpu(), false), want, {.abs = rounding, .rel = rounding, .cosine = 1e-3}));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PrefillCuda,
@@ -181,7 +188,10 @@ INSTANTIATE_TEST_SUITE_P(All, PrefillCuda,
                                            PrefillCase{70, 0, 3, 3, 80, 16, DType::kF16},
                                            PrefillCase{65, 31, 8, 2, 96, 7, DType::kF32},
                                            PrefillCase{40, 64, 4, 2, 256, 64, DType::kBf16},
-                                           PrefillCase{5, 500, 2, 1, 8, 16, DType::kBf16}));
+                                           PrefillCase{5, 500, 2, 1, 8, 16, DType::kBf16},
+                                           PrefillCase{300, 177, 8, 2, 128, 16, DType::kBf16},
+                                           PrefillCase{129, 0, 4, 4, 64, 32, DType::kF16},
+                                           PrefillCase{64, 63, 2, 1, 128, 7, DType::kF16}));
 
 // NaN in a key reaches its group alone; in a value its channel alone.
 TEST(AttendCudaSpecial, NanStaysWhereItBelongs) {

@@ -172,6 +172,25 @@ class MirroredBackend::Transfer {
     query(p.q, kv);
     cache(p.kv, last);
   }
+  /// All of a product but its x.
+  void product(LinearParams& p) {
+    const WeightView& w = p.weight;
+    p.y = out(p.y, (p.num_rows - 1) * p.y_stride + w.rows);
+    p.bias = in(p.bias, w.rows);
+    p.weight.data = in(w.data, w.rows * w.cols * dtype_bytes(w.dtype));
+  }
+  void norm(RmsNormParams& p) {
+    const std::int64_t count = p.num_rows * p.hidden;
+    p.y = out(p.y, count);
+    p.x = in(p.x, count);
+    p.weight = in(p.weight, p.hidden);
+  }
+  void rope(RopeParams& p) {
+    const std::int64_t half = std::int64_t{p.num_tokens} * (p.head_dim / 2);
+    p.x = out(p.x, (p.num_tokens - 1) * p.token_stride + std::int64_t{p.num_heads} * p.head_dim);
+    p.cos = in(p.cos, half);
+    p.sin = in(p.sin, half);
+  }
   [[nodiscard]] float* output(float* host, std::int64_t stride, const QueryView& q,
                               const PagedKvView& kv) {
     if (kv.num_seqs == 0) return host;
@@ -363,11 +382,8 @@ void MirroredBackend::do_linear(const LinearParams& params) {
   LinearParams p = params;
   if (p.num_rows == 0) return;
   Transfer t(*this);
-  const WeightView& w = p.weight;
-  p.x = t.in(p.x, (p.num_rows - 1) * p.x_stride + w.cols);
-  p.y = t.out(p.y, (p.num_rows - 1) * p.y_stride + w.rows);
-  p.bias = t.in(p.bias, w.rows);
-  p.weight.data = t.in(w.data, w.rows * w.cols * dtype_bytes(w.dtype));
+  p.x = t.in(p.x, (p.num_rows - 1) * p.x_stride + p.weight.cols);
+  t.product(p);
   inner_->linear(p);
   t.finish();
 }
@@ -375,9 +391,7 @@ void MirroredBackend::do_linear(const LinearParams& params) {
 void MirroredBackend::do_rms_norm(const RmsNormParams& params) {
   RmsNormParams p = params;
   Transfer t(*this);
-  p.x = t.in(p.x, p.num_rows * p.hidden);
-  p.weight = t.in(p.weight, p.hidden);
-  p.y = t.out(p.y, p.num_rows * p.hidden);
+  t.norm(p);
   inner_->rms_norm(p);
   t.finish();
 }
@@ -386,10 +400,7 @@ void MirroredBackend::do_rope(const RopeParams& params) {
   RopeParams p = params;
   if (p.num_tokens == 0) return;
   Transfer t(*this);
-  const std::int64_t half = std::int64_t{p.num_tokens} * (p.head_dim / 2);
-  p.x = t.out(p.x, (p.num_tokens - 1) * p.token_stride + std::int64_t{p.num_heads} * p.head_dim);
-  p.cos = t.in(p.cos, half);
-  p.sin = t.in(p.sin, half);
+  t.rope(p);
   inner_->rope(p);
   t.finish();
 }
@@ -401,6 +412,84 @@ void MirroredBackend::do_silu_mul(const SiluMulParams& params) {
   p.up = t.in(p.up, p.count);
   p.y = t.out(p.y, p.count);
   inner_->silu_mul(p);
+  t.finish();
+}
+
+void MirroredBackend::do_embed(const EmbedParams& params) {
+  EmbedParams p = params;
+  if (p.num_tokens == 0) return;
+  Transfer t(*this);
+  p.out = t.out(p.out, p.num_tokens * p.table.cols);
+  p.tokens = t.in(p.tokens, p.num_tokens);
+  p.table.data = t.in(p.table.data, p.table.rows * p.table.cols * dtype_bytes(p.table.dtype));
+  inner_->embed(p);
+  t.finish();
+}
+
+void MirroredBackend::do_rotation(const RotationParams& params) {
+  RotationParams p = params;
+  Transfer t(*this);
+  p.positions = t.in(p.positions, p.num_tokens);
+  p.frequencies = t.in(p.frequencies, p.half);
+  p.cos = t.out(p.cos, std::int64_t{p.num_tokens} * p.half);
+  p.sin = t.out(p.sin, std::int64_t{p.num_tokens} * p.half);
+  inner_->rotation(p);
+  t.finish();
+}
+
+void MirroredBackend::do_argmax(const ArgmaxParams& params) {
+  ArgmaxParams p = params;
+  Transfer t(*this);
+  p.x = t.in(p.x, p.num_rows * p.cols);
+  p.out = t.out(p.out, p.num_rows);
+  inner_->argmax(p);
+  t.finish();
+}
+
+void MirroredBackend::do_project(const ProjectParams& params) {
+  ProjectParams p = params;
+  if (p.norm.num_rows == 0) return;
+  Transfer t(*this);
+  t.norm(p.norm);
+  for (LinearParams* product : {&p.q, &p.k, &p.v}) {
+    product->x = p.norm.y;
+    t.product(*product);
+  }
+  if (p.q_norm.weight != nullptr) t.norm(p.q_norm);
+  if (p.k_norm.weight != nullptr) t.norm(p.k_norm);
+  t.rope(p.q_rope);
+  t.rope(p.k_rope);
+  inner_->project(p);
+  t.finish();
+}
+
+void MirroredBackend::do_feed_forward(const FeedForwardParams& params) {
+  FeedForwardParams p = params;
+  if (p.norm.num_rows == 0) return;
+  Transfer t(*this);
+  t.norm(p.norm);
+  p.gate.x = p.up.x = p.norm.y;
+  t.product(p.gate);
+  t.product(p.up);
+  p.down.x = p.gate.y;
+  t.product(p.down);
+  inner_->feed_forward(p);
+  t.finish();
+}
+
+void MirroredBackend::do_count_tail(const CountTailParams& params, Workspace workspace) {
+  CountTailParams p = params;
+  Transfer t(*this);
+  const std::int64_t rows = std::int64_t{p.kv.num_seqs} * p.kv.num_kv_heads;
+  const std::int64_t heads = std::int64_t{p.kv.num_seqs} * p.num_q_heads;
+  TailParams& tail = p.tail;
+  tail.mass = t.in(tail.mass, heads * tail.candidate_stride);
+  tail.pages = t.in(tail.pages, rows * tail.candidate_stride);
+  tail.page_counts = t.in(tail.page_counts, rows);
+  if (tail.log_masses != nullptr) tail.scores = t.in(tail.scores, rows * tail.page_stride);
+  p.counts = t.out(p.counts, rows);
+  t.tables(p.kv);
+  inner_->count_tail(p, t.workspace(workspace));
   t.finish();
 }
 

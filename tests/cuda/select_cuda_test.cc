@@ -120,7 +120,12 @@ TEST_P(StepCuda, LargerPKeepsSuperset) {
 
 TEST_P(StepCuda, BatchDoesNotMatter) { check_batch_independence(gpu(), GetParam()); }
 
-TEST_P(StepCuda, FullMassIsDense) { check_full_mass_is_dense(gpu(), GetParam()); }
+// Dense attention has a kernel of its own on tensor cores; both are close to the reference.
+TEST_P(StepCuda, FullMassIsDense) {
+  const bool wide = GetParam().options.distribution == Distribution::kWide;
+  check_full_mass_is_dense(gpu(), GetParam(),
+                           {.abs = wide ? 4e-3 : 1e-4, .rel = wide ? 4e-3 : 1e-4});
+}
 
 TEST_P(StepCuda, FullMassHasNoTail) {
   if (!GetParam().policy.tail) GTEST_SKIP() << "no tail";

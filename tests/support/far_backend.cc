@@ -366,4 +366,37 @@ void FarBackend::do_silu_mul(const SiluMulParams& params) {
   run([this, p = params] { inner_->silu_mul(p); });
 }
 
+void FarBackend::do_embed(const EmbedParams& params) {
+  far("table", params.table.data);
+  far("tokens", params.tokens);
+  far("out", params.out);
+  run([this, p = params] { inner_->embed(p); });
+}
+
+void FarBackend::do_rotation(const RotationParams& params) {
+  far("positions", params.positions);
+  far("frequencies", params.frequencies);
+  far("cos", params.cos);
+  far("sin", params.sin);
+  run([this, p = params] { inner_->rotation(p); });
+}
+
+void FarBackend::do_argmax(const ArgmaxParams& params) {
+  far("x", params.x);
+  far("out", params.out);
+  run([this, p = params] { inner_->argmax(p); });
+}
+
+void FarBackend::do_count_tail(const CountTailParams& params, Workspace workspace) {
+  CountTailParams p = params;
+  take(p.kv);
+  take(p.seqs);
+  take(p.tail.index);
+  far("tail.mass", p.tail.mass);
+  far("tail.pages", p.tail.pages);
+  far("tail.page_counts", p.tail.page_counts);
+  far("counts", p.counts);
+  run([this, p, workspace] { inner_->count_tail(p, workspace); });
+}
+
 }  // namespace twilight::test

@@ -133,6 +133,10 @@ class FarBackend final : public Backend {
   void do_rms_norm(const RmsNormParams& params) override;
   void do_rope(const RopeParams& params) override;
   void do_silu_mul(const SiluMulParams& params) override;
+  void do_embed(const EmbedParams& params) override;
+  void do_rotation(const RotationParams& params) override;
+  void do_argmax(const ArgmaxParams& params) override;
+  void do_count_tail(const CountTailParams& params, Workspace workspace) override;
 
   std::unique_ptr<Backend> inner_;
   IndexLayout layout_;

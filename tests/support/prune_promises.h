@@ -53,7 +53,8 @@ void check_larger_p_keeps_superset(Backend& backend, const OpCase& op_case);
 void check_batch_independence(Backend& backend, const OpCase& op_case);
 
 /// p = 1 over all pages, attended sparsely, is attend_dense bit for bit.
-void check_full_mass_is_dense(Backend& backend, const OpCase& op_case);
+void check_full_mass_is_dense(Backend& backend, const OpCase& op_case,
+                              const Tolerance& tolerance = {});
 
 }  // namespace twilight::test
 

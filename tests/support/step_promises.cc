@@ -207,7 +207,7 @@ void check_batch_independence(Backend& backend, const OpCase& op_case) {
   }
 }
 
-void check_full_mass_is_dense(Backend& backend, const OpCase& op_case) {
+void check_full_mass_is_dense(Backend& backend, const OpCase& op_case, const Tolerance& tolerance) {
   const PagedFixture fixture = op_case.make_fixture();
   OpCase full = op_case;
   full.policy.mode = SelectMode::kAll;
@@ -219,7 +219,10 @@ void check_full_mass_is_dense(Backend& backend, const OpCase& op_case) {
   for (std::int64_t seq = 0; seq < fixture.num_seqs(); ++seq) {
     if (!sparse.step.in_subset(seq)) continue;
     for (std::int64_t head = 0; head < fixture.shape().num_q_heads; ++head) {
-      EXPECT_TRUE(same_bits(sparse.step.out_row(seq, head), dense.out_row(seq, head)))
+      const auto got = sparse.step.out_row(seq, head);
+      const auto want = dense.out_row(seq, head);
+      EXPECT_TRUE(tolerance.abs == 0 ? ::testing::AssertionResult(same_bits(got, want))
+                                     : close(got, want, tolerance))
           << where(op_case, seq, head);
     }
   }

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -165,13 +167,44 @@ TEST(FarMemory, AStepMovesItsInputsAndItsLogitsAlone) {
   const std::int64_t downloads = memory.downloads();
   (void)decode(engine, sequence, 6);
   EXPECT_EQ(memory.downloads() - downloads, 1);
-  // Hidden, cos, sin, lengths and the slot; no page was new.
-  EXPECT_EQ(memory.uploads() - uploads, 5);
+  // Token, position, length and slot; no page was new.
+  EXPECT_EQ(memory.uploads() - uploads, 4);
   engine.collect_stats(true);
   (void)decode(engine, sequence, 7);
   const std::int64_t before = memory.downloads();
   (void)decode(engine, sequence, 8);
   EXPECT_EQ(memory.downloads() - before, 2) << "statistics take one download a step";
+}
+
+// Tokens that come back are the likeliest of the logits that would have, on the host and on a
+// device, recorded steps included; so are those of copies, which share no page.
+TEST(FarMemory, GreedyStepsOfCopiesChooseAsLogitsDo) {
+  FarDevice far;
+  const Device host = cpu();
+  for (const Device& device : {host, far.device}) {
+    EngineOptions options = options_of(policy_of("adaptive"), 320);
+    options.max_seqs = 3;
+    options.cache_tokens = 3 * 192;
+    Engine engine(device, tiny(), options);
+    Sequence sequence = engine.cache().new_sequence();
+    prefill(engine, sequence, some_tokens(165, 1, tiny()));
+    std::optional<Sequence> first = engine.cache().copy(sequence);
+    std::optional<Sequence> second = engine.cache().copy(sequence);
+    ASSERT_TRUE(first && second);
+    EXPECT_FALSE(engine.cache().copy(sequence)) << "no pages are left";
+    std::int32_t token = 5;
+    std::vector<std::int32_t> tokens = {5, 5};
+    Sequence* const batch[] = {&*first, &*second};
+    for (int step = 0; step < 6; ++step) {
+      const std::vector<float> logits = decode(engine, sequence, token);
+      token = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) -
+                                        logits.begin());
+      std::vector<std::int32_t> next(2);
+      ASSERT_EQ(engine.decode_greedy(batch, tokens, next), Engine::Status::kOk);
+      EXPECT_EQ(next, std::vector<std::int32_t>(2, token)) << step;
+      tokens = next;
+    }
+  }
 }
 
 TEST(FarMemory, PolicyChangesAndQueriesReachTheHost) {

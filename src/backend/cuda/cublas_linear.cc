@@ -8,7 +8,7 @@
 namespace twilight::cuda {
 namespace {
 
-constexpr std::int64_t kXBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kXBytes = std::int64_t{64} << 20;
 constexpr std::int64_t kYBytes = std::int64_t{16} << 20;
 constexpr std::int64_t kLibraryBytes = std::int64_t{32} << 20;
 constexpr std::int64_t kInvariantRows = 64;
@@ -186,6 +186,25 @@ bool CublasLinear::run(const LinearParams& params, cudaStream_t stream) {
     }
   }
   return true;
+}
+
+bool CublasLinear::run_rounded(const LinearParams& params, const void* x, cudaStream_t stream) {
+  const WeightView& weight = params.weight;
+  if (alignment_of(weight.data, weight.cols * 2) < 16) return false;
+  prepare();
+  Product p;
+  p.type = data_type(weight.dtype);
+  p.rows = weight.rows;
+  p.cols = weight.cols;
+  p.m = params.num_rows;
+  p.w = weight.data;
+  p.x = x;
+  p.x_stride = weight.cols;
+  p.y = params.y;
+  p.y_stride = p.m == 1 ? std::max(params.y_stride, weight.rows) : params.y_stride;
+  p.bias = params.bias;
+  p.accumulate = params.accumulate;
+  return multiply(p, stream);
 }
 
 bool CublasLinear::run_invariant(const LinearParams& params, cudaStream_t stream) {

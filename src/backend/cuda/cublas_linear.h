@@ -14,8 +14,8 @@
 namespace twilight::cuda {
 
 /// Matrix products through cuBLASLt: x is rounded to the weights' 16-bit dtype (f16 saturates) and
-/// products add up in f32; f32 weights stay f32. Scratch (64 MiB) is taken at the first product and
-/// an algorithm is chosen at the first product of a shape: warm up before capturing.
+/// products add up in f32; f32 weights stay f32. Scratch (112 MiB) is taken at the first product
+/// and an algorithm is chosen at the first product of a shape: warm up before capturing.
 ///
 /// Row-invariant products always run 64 rows wide, padded with zeros, so that one algorithm serves
 /// every batch and a row gets the same bits in each.
@@ -29,6 +29,8 @@ class CublasLinear {
   /// False, with nothing done, where the library has no way: full precision of 16-bit weights,
   /// weights off their alignment.
   [[nodiscard]] bool run(const LinearParams& params, cudaStream_t stream);
+  /// The same with x already rounded to the weights' 16-bit dtype, packed; not row-invariant.
+  [[nodiscard]] bool run_rounded(const LinearParams& params, const void* x, cudaStream_t stream);
 
  private:
   struct Product {

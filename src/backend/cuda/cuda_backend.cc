@@ -4,7 +4,9 @@
 
 #include "backend/cuda/base/base_ops.h"
 #include "backend/cuda/cuda_check.h"
+#include "backend/cuda/fast/dense_decode.h"
 #include "backend/cuda/fast/fast_step.h"
+#include "backend/cuda/fast/prefill.h"
 #include "backend/cuda/host_words.h"
 #include "backend/cuda/read_through.h"
 #include "core/check.h"
@@ -86,6 +88,7 @@ CudaBackend::CudaBackend(int device)
   TWILIGHT_CUDA(cudaGetDeviceProperties(&properties, device));
   require(properties.major >= 8, "backend", "compute capability of cuda:", device, ", got ",
           properties.major, ".", properties.minor, ", accepted 8.0 or later");
+  dependent_ = properties.major >= 9;
   description_ = cat("cuda:", device, " (", properties.name, ", sm_", properties.major,
                      properties.minor, ", ", properties.totalGlobalMem >> 30, " GiB)");
 }
@@ -134,8 +137,10 @@ std::size_t CudaBackend::workspace_bytes(const StepCaps& caps) const {
   static_cast<void>(arena.take<float>(
       "estimates", q_units * slot_stride(caps.max_candidate_pages, caps.page_size)));
   static_cast<void>(arena.take<float>(
-      "op", std::max(q_units * max_pages(caps),
-                     base::attend_floats(caps.max_seqs, caps.num_q_heads, caps.head_dim))));
+      "op", std::max({q_units * max_pages(caps),
+                      base::attend_floats(caps.max_seqs, caps.num_q_heads, caps.head_dim),
+                      cuda_fast::dense_decode_floats(caps.max_seqs, caps.num_q_heads,
+                                                     caps.num_kv_heads, caps.head_dim)})));
   return align_up(arena.used_bytes());
 }
 
@@ -254,7 +259,11 @@ void CudaBackend::do_sparse_step(const SparseStepParams& params, Workspace works
 void CudaBackend::do_attend_dense(const AttendDenseParams& params, Workspace workspace) {
   Arena arena(workspace.data, workspace.bytes);
   const DeviceSubset seqs = device_subset(params.seqs, arena, stream_.get());
-  base::attend_dense(params, seqs, arena, stream_.get());
+  if (cuda_fast::dense_decode_supports(params)) {
+    cuda_fast::dense_decode(params, seqs, arena, dependent_, stream_.get());
+  } else {
+    base::attend_dense(params, seqs, arena, stream_.get());
+  }
 }
 
 void CudaBackend::do_attend_sparse(const AttendSparseParams& params, Workspace workspace) {
@@ -264,7 +273,11 @@ void CudaBackend::do_attend_sparse(const AttendSparseParams& params, Workspace w
 }
 
 void CudaBackend::do_attend_prefill(const AttendPrefillParams& params) {
-  base::attend_prefill(params, stream_.get());
+  if (cuda_fast::prefill_supports(params)) {
+    cuda_fast::prefill(params, stream_.get());
+  } else {
+    base::attend_prefill(params, stream_.get());
+  }
 }
 
 void CudaBackend::do_linear(const LinearParams& params) {
@@ -273,7 +286,8 @@ void CudaBackend::do_linear(const LinearParams& params) {
          weight_type_name(params.weight.blocks), ", accepted F32, F16, BF16");
   }
   if (params.num_rows == 0) return;
-  if (!linear_.run(params, stream_.get())) base::linear(params, stream_.get());
+  if (linear_of_few(params) || linear_.run(params, stream_.get())) return;
+  base::linear(params, stream_.get());
 }
 
 void CudaBackend::do_rms_norm(const RmsNormParams& params) {

@@ -7,6 +7,7 @@
 
 #include "backend/cuda/cublas_linear.h"
 #include "backend/cuda/cuda_memory.h"
+#include "backend/cuda/fast/rows_linear.h"
 #include "ops/backend.h"
 
 namespace twilight::cuda {
@@ -69,11 +70,34 @@ class CudaBackend final : public Backend {
   void do_rms_norm(const RmsNormParams& params) override;
   void do_rope(const RopeParams& params) override;
   void do_silu_mul(const SiluMulParams& params) override;
+  void do_embed(const EmbedParams& params) override;
+  void do_rotation(const RotationParams& params) override;
+  void do_argmax(const ArgmaxParams& params) override;
+  void do_project(const ProjectParams& params) override;
+  void do_feed_forward(const FeedForwardParams& params) override;
+  void do_count_tail(const CountTailParams& params, Workspace workspace) override;
+
+  // Products of few rows, and of many with x rounded once; false, with nothing done, where the
+  // shapes are others.
+  [[nodiscard]] bool linear_of_few(const LinearParams& params);
+  [[nodiscard]] bool project_few(const ProjectParams& params);
+  [[nodiscard]] bool project_many(const ProjectParams& params);
+  [[nodiscard]] bool feed_few(const FeedForwardParams& params);
+  [[nodiscard]] bool feed_many(const FeedForwardParams& params);
+  void norm_and_rotate(const ProjectParams& params);
+  [[nodiscard]] cuda_fast::RowsArgs norm_block(const RmsNormParams& norm, std::int32_t first,
+                                               DType dtype);
+  void reserve_rows();
 
   int device_;
   Stream stream_;
   CudaMemory memory_;
   CublasLinear linear_;
+  /// Rows rounded to the weights' dtype: before and after a feed-forward layer's gate.
+  DeviceBuffer rows_;
+  DeviceBuffer gated_rows_;
+  DeviceBuffer many_rows_;
+  bool dependent_ = false;  ///< launches may overlap, see fast/dependent.cuh
   std::string description_;
 };
 

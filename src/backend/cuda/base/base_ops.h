@@ -7,6 +7,7 @@
 
 #include "backend/cuda/device/subset.cuh"
 #include "core/buffer.h"
+#include "ops/block_params.h"
 #include "ops/params.h"
 
 /// Launchers of the ops for every shape, dtype and index format the backend supports: what runs
@@ -44,6 +45,10 @@ void linear(const LinearParams& params, cudaStream_t stream);
 void rms_norm(const RmsNormParams& params, cudaStream_t stream);
 void rope(const RopeParams& params, cudaStream_t stream);
 void silu_mul(const SiluMulParams& params, cudaStream_t stream);
+void embed(const EmbedParams& params, cudaStream_t stream);
+void rotation(const RotationParams& params, cudaStream_t stream);
+void argmax(const ArgmaxParams& params, cudaStream_t stream);
+void count_tail(const CountTailParams& params, const DeviceSubset& seqs, cudaStream_t stream);
 
 }  // namespace twilight::cuda::base
 

@@ -5,7 +5,8 @@
 
 // append_kv_kernel: one block per (token, KV head), a thread per channel.
 // copy_pages_kernel: a thread owns the same bytes of every page and walks the list in order, so a
-// page that is written by one entry and read by a later one is copied as written.
+// page that is written by one entry and read by a later one is copied as written; where the order
+// does not matter, blocks share the list.
 // Bound by bytes. Tests: tests/cuda/index_cuda_test.cc.
 namespace twilight::cuda::base {
 namespace {
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
     std::byte* at = plane.data + row / plane.inner * plane.outer_stride +
                     row % plane.inner * plane.inner_stride +
                     i % plane.units * static_cast<std::int64_t>(sizeof(Unit));
-    for (int p = 0; p < num_pages; ++p) {
+    for (int p = blockIdx.y; p < num_pages; p += gridDim.y) {
       // Through volatile: what an earlier entry wrote must be read back.
       const Unit value = *reinterpret_cast<const volatile Unit*>(at + from[p] * plane.page_stride);
       *reinterpret_cast<volatile Unit*>(at + to[p] * plane.page_stride) = value;
@@ -66,8 +67,10 @@ void copy_plane(CopyPlane plane, std::int64_t row_bytes, const CopyPagesParams& 
   if (plane.data == nullptr || row_bytes == 0) return;
   plane.units = static_cast<std::int32_t>(row_bytes / static_cast<std::int64_t>(sizeof(Unit)));
   const std::int64_t total = std::int64_t{plane.outer} * plane.inner * plane.units;
-  copy_pages_kernel<Unit><<<blocks_for(total, kThreads, 4096), kThreads, 0, stream>>>(
-      plane, params.from, params.to, params.num_pages);
+  const dim3 grid(blocks_for(total, kThreads, 4096),
+                  params.any_order ? std::min(params.num_pages, 4096) : 1);
+  copy_pages_kernel<Unit>
+      <<<grid, kThreads, 0, stream>>>(plane, params.from, params.to, params.num_pages);
   check_launch("copy_pages");
 }
 
