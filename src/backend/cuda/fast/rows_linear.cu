@@ -109,6 +109,9 @@ struct StageLayout {
 template <typename E, int kColumns, int kShares>
 __global__ void __launch_bounds__(kRowThreads, 4)
     rows_kernel(const __grid_constant__ RowsArgs args) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (kShares > 1) return;  // never launched there
+#endif
   using Layout = StageLayout<kColumns>;
   constexpr int kStages = Layout::kStages;
   constexpr int kSumColumns = kColumns * 8 + 1;
