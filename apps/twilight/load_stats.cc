@@ -123,7 +123,7 @@ std::vector<LoadClass> by_prompt(std::span<const LoadResult> results) {
     }
     each.first_token = Percentiles(std::move(first));
     each.per_token = Percentiles(std::move(per_token));
-    classes.push_back(std::move(each));
+    classes.push_back(each);
     from = below;
   }
   return classes;

@@ -133,7 +133,7 @@ void ApiServer::Impl::generate(const httplib::Request& request, httplib::Respons
     throw;
   }
   response.set_header("X-Request-Id", head.id);
-  if (streams) return stream(response, std::move(job));
+  if (streams) return stream(response, job);
   answer(response, *job);
 }
 
@@ -160,7 +160,7 @@ void ApiServer::Impl::answer(httplib::Response& response, Job& job) {
   job.close(200, "ok");
 }
 
-void ApiServer::Impl::stream(httplib::Response& response, std::shared_ptr<Job> job) {
+void ApiServer::Impl::stream(httplib::Response& response, const std::shared_ptr<Job>& job) {
   response.set_header("Cache-Control", "no-cache");
   response.set_header("X-Accel-Buffering", "no");
   response.set_chunked_content_provider(

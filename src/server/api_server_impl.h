@@ -66,7 +66,7 @@ struct ApiServer::Impl {
   void generate(const httplib::Request& request, httplib::Response& response,
                 const httplib::ContentReader& reader, bool is_chat);
   void answer(httplib::Response& response, Job& job);
-  void stream(httplib::Response& response, std::shared_ptr<Job> job);
+  void stream(httplib::Response& response, const std::shared_ptr<Job>& job);
   /// Writes what has come; false: the connection is given up.
   bool pump(Job& job, httplib::DataSink& sink);
 
