@@ -11,6 +11,7 @@
 /// Weight matrices as GGUF files store them: rows of blocks, byte layout in docs/formats.md.
 namespace twilight {
 
+// NOLINTBEGIN(readability-identifier-naming): names of GGUF
 /// Element type of a weight matrix. The values are the type numbers of GGUF.
 enum class WeightType : std::int32_t {
   kF32 = 0,
@@ -27,6 +28,7 @@ enum class WeightType : std::int32_t {
   kQ6_K = 14,
   kBf16 = 30,
 };
+// NOLINTEND(readability-identifier-naming)
 
 /// Whether the number is one of the enumerators.
 [[nodiscard]] constexpr bool is_weight_type(std::int64_t value) {

@@ -67,7 +67,7 @@ std::string interleave(const TensorView& tensor, int head_dim) {
 
 // How matrices are stored: as the folder has them, as Q8_0 blocks, or as the weights of those in
 // f32.
-enum class Matrices { kAsTheyAre, kQ8_0, kWeightsOfQ8_0 };
+enum class Matrices { kAsTheyAre, kBlocks, kWeightsOfBlocks };
 
 // Rows of `tensor`, already in the file's order, as Q8_0 blocks or the weights of those.
 std::string q8_0(const TensorView& tensor, const std::string& data, bool blocks) {
@@ -128,7 +128,7 @@ std::string to_gguf(const std::string& folder, const std::string& architecture,
     std::vector<std::uint64_t> sizes(tensor.shape.rbegin(), tensor.shape.rend());
     WeightType type = tensor.type;
     if (matrices != Matrices::kAsTheyAre && tensor.shape.size() == 2 && tensor.shape[1] % 32 == 0) {
-      const bool blocks = matrices == Matrices::kQ8_0;
+      const bool blocks = matrices == Matrices::kBlocks;
       data = q8_0(tensor, data, blocks);
       type = blocks ? WeightType::kQ8_0 : WeightType::kF32;
     }
@@ -203,6 +203,7 @@ TEST(GgufLogits, EqualThoseOfTheFolder) {
     EXPECT_EQ(a.info().weight_dtype, b.info().weight_dtype);
     EXPECT_EQ(a.info().parameters, b.info().parameters);
     std::vector<std::int32_t> tokens;
+    tokens.reserve(50);
     for (int i = 0; i < 50; ++i) tokens.push_back((i * 37 + 11) % a.info().vocab_size);
     EXPECT_LE(largest_difference(logits_of(a, tokens, true), logits_of(b, tokens, true)),
               c.tolerance);
@@ -224,11 +225,12 @@ TEST(GgufLogits, BlocksCountAsTheirWeights) {
     const auto load = [&](const char* name, Matrices matrices) {
       return Model::load(dir.write(name, to_gguf(folder, c.architecture, matrices)));
     };
-    const Model blocks = load("blocks.gguf", Matrices::kQ8_0);
-    const Model weights = load("weights.gguf", Matrices::kWeightsOfQ8_0);
+    const Model blocks = load("blocks.gguf", Matrices::kBlocks);
+    const Model weights = load("weights.gguf", Matrices::kWeightsOfBlocks);
     EXPECT_EQ(blocks.info().weight_dtype, "Q8_0");
     for (const int count : {12, 50}) {
       std::vector<std::int32_t> tokens;
+      tokens.reserve(static_cast<std::size_t>(count));
       for (int i = 0; i < count; ++i) {
         tokens.push_back((i * 37 + 11) % blocks.info().vocab_size);
       }

@@ -30,13 +30,13 @@ struct Layout {
 };
 
 const std::vector<Layout>& layouts() {
-  static const std::vector<Layout> all = {
+  static const std::vector<Layout> kLayouts = {
       {WeightType::kQ4_0, {0}, 2, 18},      {WeightType::kQ4_1, {0, 2}, 4, 20},
       {WeightType::kQ5_0, {0}, 2, 22},      {WeightType::kQ5_1, {0, 2}, 4, 24},
       {WeightType::kQ8_0, {0}, 2, 34},      {WeightType::kQ2_K, {80, 82}, 16, 80},
       {WeightType::kQ3_K, {108}, 0, 96},    {WeightType::kQ4_K, {0, 2}, 16, 144},
       {WeightType::kQ5_K, {0, 2}, 16, 176}, {WeightType::kQ6_K, {208}, 0, 192}};
-  return all;
+  return kLayouts;
 }
 
 // How the f16 fields and the activations are drawn.
@@ -143,6 +143,7 @@ class Problem {
   // f32: with S = sum (|w| + 2 |offset|) max |x| + |bias| + |y|, a term takes part in at most cols
   // / 8 + 16 roundings.
   void check_bytes(const std::vector<float>& actual, const std::vector<float>& expected) const {
+    const std::int64_t roundings = c.cols / 8 + 16;
     double squares = 0;  // of errors in units of the expected one
     std::int64_t count = 0;
     for (std::int64_t m = 0; m < c.m; ++m) {
@@ -169,7 +170,7 @@ class Problem {
             size += (std::abs(double{weights_[w]}) + 2 * std::abs(double{offsets_[w]})) * largest;
           }
         }
-        const double f32 = static_cast<double>(c.cols / 8 + 16) * kUlp * size;
+        const double f32 = static_cast<double>(roundings) * kUlp * size;
         ASSERT_NEAR(actual[at], expected[at], rounding + f32) << c << " at " << m << ", " << row;
         if (variance > 0) {
           const double error = std::max(0.0, std::abs(double{actual[at]} - expected[at]) - f32);
