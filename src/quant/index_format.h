@@ -114,11 +114,7 @@ struct PageParams {
   /// Mean over tokens and channels of the squared residual.
   std::uint16_t variance;
   std::uint16_t value_scale;
-  /// Largest distance |v - mean v| over the page's tokens from the decoded mean, an upper bound:
-  /// f16 rounded up of sqrt(largest sum) * (1 + 2^-19), at most 65504. Distances whose squares
-  /// vanish in f32 (below 2^-64) may count as 0.
-  std::uint16_t value_spread;
-  std::uint16_t unused;
+  std::uint16_t unused[2];
 };
 static_assert(sizeof(PageParams) == 16);
 

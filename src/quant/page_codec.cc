@@ -16,10 +16,6 @@
 namespace twilight {
 namespace {
 
-/// At D = 512 a term of the sum of squares passes through 38 roundings of relative 2^-24; the root
-/// halves them and adds its own and that of this product: 21 in all, below 2^-19.
-constexpr float kSpreadMargin = 1.0F + 0x1p-19F;
-
 /// Rows of a page, [P, D].
 std::span<const float> row_of(std::span<const float> rows, int slot, int head_dim) {
   const auto dim = static_cast<std::size_t>(head_dim);
@@ -135,19 +131,6 @@ void encode_value_mean(int page_size, int head_dim, std::span<const float> value
   std::vector<float> mean(static_cast<std::size_t>(head_dim));
   mean_of(values, 0, page_size, mean);
   records.params->value_scale = encode_nibbles(mean, records.value_mean);
-  decode_nibbles(records.value_mean, records.params->value_scale, mean);
-  float farthest = 0;
-  for (int slot = 0; slot < page_size; ++slot) {
-    const auto row = row_of(values, slot, head_dim);
-    farthest = std::max(farthest, lane_sum(mean.size(), [&](std::size_t d) {
-                          const float gap = row[d] - mean[d];
-                          return gap * gap;
-                        }));
-  }
-  const float spread = std::min(std::sqrt(farthest) * kSpreadMargin, kF16Max);
-  std::uint16_t bits = f16_clamped(spread);
-  if (f16_to_f32(bits) < spread) ++bits;
-  records.params->value_spread = bits;
 }
 
 }  // namespace

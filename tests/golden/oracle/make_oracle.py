@@ -17,7 +17,7 @@ Case: its data set and policy, and
     deviant_codes      u8  [B, Hkv, pages_per_seq, D]     residual of the key farthest from the mean
     variance_bits      u16 [B, Hkv, pages_per_seq]
     value_codes        u8  [B, Hkv, pages_per_seq, D]     mean value
-    value_bits         u16 [B, Hkv, pages_per_seq, 2]     its scale, the largest distance from it
+    value_bits         u16 [B, Hkv, pages_per_seq]        its scale
     codes              u8  [total tokens, Hkv, D]         estimate codes; 0 in open pages
     scale_bits, zero_bits  u16 [total tokens, Hkv]        IEEE half; 0 in open pages
     candidate_counts   i32 [B, Hkv]                       pages
@@ -238,15 +238,9 @@ def index_rotated(page, summary, key_bits):
 
 
 def index_values(page):
-    """Codes, scale and spread of a page of values, and the decoded mean."""
+    """Codes and scale of the mean of a page of values, and the decoded mean."""
     codes, scale = mid_rise(slot_mean(page))
-    mean = from_mid_rise(codes, scale)
-    gap = page - mean
-    spread = np.sqrt(lane_sums(gap * gap).max()) * np.float32(1 + 2.0**-19)
-    bits = half(spread)
-    if bits.astype(np.float32) < spread:
-        bits = np.nextafter(bits, np.float16(np.inf))
-    return codes, scale, bits, mean.astype(np.float64)
+    return codes, scale, from_mid_rise(codes, scale).astype(np.float64)
 
 
 def log_sum(x):
@@ -360,7 +354,7 @@ def run(data, policy):
          "deviant_codes": np.zeros((B, Hkv, pages_per_seq, D), np.uint8),
          "variance_bits": np.zeros((B, Hkv, pages_per_seq), np.uint16),
          "value_codes": np.zeros((B, Hkv, pages_per_seq, D), np.uint8),
-         "value_bits": np.zeros((B, Hkv, pages_per_seq, 2), np.uint16),
+         "value_bits": np.zeros((B, Hkv, pages_per_seq), np.uint16),
          "codes": np.zeros((total, Hkv, D), np.uint8),
          "scale_bits": np.zeros((total, Hkv), np.uint16), "zero_bits": np.zeros((total, Hkv), np.uint16),
          "candidate_counts": np.zeros((B, Hkv), np.int32),
@@ -392,9 +386,9 @@ def run(data, policy):
                             y = rotation @ q[b, h, g]
                             logs[g, page] = page_log_mass(record, y, policy.summary, P, scale)
                 if policy.tail:
-                    codes, s, spread, mean = index_values(values[at].astype(np.float32))
+                    codes, s, mean = index_values(values[at].astype(np.float32))
                     a["value_codes"][b, h, page] = codes
-                    a["value_bits"][b, h, page] = s.view(np.uint16), spread.view(np.uint16)
+                    a["value_bits"][b, h, page] = s.view(np.uint16)
                     means.append(mean)
                 if not centroids and policy.summary != "none":
                     low, high = summarise(keys[at], policy.summary)

@@ -12,9 +12,6 @@ namespace {
 
 // Rows kept at once; runs of tokens longer than this are read and rotated twice.
 constexpr int kRowsHeld = kEstimateTileTokens;
-// Of value_spread, as quant/page_codec.cc derives it.
-constexpr float kSpreadMargin = 1.0F + 0x1p-19F;
-
 // Memory of a page's rotated records, carved from the caller's scratch after seal_scratch's. The
 // rows share the place of the plain keys.
 struct RotatedScratch {
@@ -295,26 +292,6 @@ HWY_INLINE void seal_value_mean(const PagedKvView& kv, const KeyIndexView& index
   PageParams* params = index.page_params(page, kv_head);
   std::byte* codes = index.value_mean(page, kv_head);
   params->value_scale = encode_nibble_vector(s.centre, head_dim, s.codes, codes);
-  decode_nibble_vector(codes, params->value_scale, head_dim, s.centre);
-  float farthest = 0;
-  for (int slot = 0; slot < kv.page_size; ++slot) {
-    LaneSum sum;
-    sum.clear();
-    for (int d = 0; d < head_dim; d += 16) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kSumParts; ++i) {
-        const int at = d + i * kIndexLanes;
-        const IndexVec gap =
-            hn::Sub(load_row<kType>(rows + slot * row_bytes, at), hn::Load(df, s.centre + at));
-        sum.part[i] = hn::Add(sum.part[i], hn::Mul(gap, gap));
-      }
-    }
-    farthest = std::max(farthest, sum.fold());
-  }
-  const float spread = std::min(std::sqrt(farthest) * kSpreadMargin, kF16Max);
-  std::uint16_t bits = f16_clamped(spread);
-  if (f16_to_f32(bits) < spread) ++bits;
-  params->value_spread = bits;
 }
 
 inline void seal_value_mean(const PagedKvView& kv, const KeyIndexView& index, std::int64_t page,

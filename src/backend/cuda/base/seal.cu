@@ -20,7 +20,6 @@ constexpr int kThreads = 256;
 constexpr int kTile = kEstimateTileTokens;
 constexpr int kLanes = 16;
 constexpr float kF16Largest = 65504.0F;
-constexpr float kSpreadMargin = 1.0F + 0x1p-19F;
 static_assert(kTile * kLanes == kThreads && kMaxHeadDim <= kThreads);
 
 struct Shared {
@@ -351,25 +350,7 @@ class Page {
       mean[d_] = sum / static_cast<float>(page_size_);
     }
     const std::uint16_t scale_bits = encode_nibbles(mean, index_.value_mean(page_, head_));
-    float farthest = 0;
-    for (int first = 0; first < page_size_; first += kTile) {
-      load_tile(kv_.v, first);
-      float sum = 0;
-      for (int d = lane_; d < head_dim_; d += kLanes) {
-        const float gap = s_.rows[t_][d] - mean[d];
-        sum += gap * gap;
-      }
-      const float distance = fold_lanes(sum);
-      if (first + t_ < page_size_) farthest = HigherOf()(farthest, distance);
-    }
-    farthest = block_reduce(farthest, HigherOf(), s_.reduce);
-    const float spread = LowerOf()(sqrtf(farthest) * kSpreadMargin, kF16Largest);
-    std::uint16_t bits = f16_bits(spread);
-    if (f16_to_f32(bits) < spread) ++bits;
-    if (threadIdx.x == 0) {
-      s_.params.value_scale = scale_bits;
-      s_.params.value_spread = bits;
-    }
+    if (threadIdx.x == 0) s_.params.value_scale = scale_bits;
   }
 
   const PagedKvView& kv_;
