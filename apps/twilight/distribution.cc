@@ -7,20 +7,20 @@
 
 namespace twilight::app {
 
+double quantile(std::span<const double> sorted, double share) {
+  const double at = share * static_cast<double>(sorted.size() - 1);
+  const auto low = static_cast<std::size_t>(at);
+  const std::size_t high = std::min(low + 1, sorted.size() - 1);
+  return sorted[low] + (at - static_cast<double>(low)) * (sorted[high] - sorted[low]);
+}
+
 Distribution::Distribution(std::vector<double> values) : count(values.size()) {
   if (values.empty()) return;
   std::sort(values.begin(), values.end());
-  // Between two neighbours in order, in proportion.
-  const auto quantile = [&values](double share) {
-    const double at = share * static_cast<double>(values.size() - 1);
-    const auto low = static_cast<std::size_t>(at);
-    const std::size_t high = std::min(low + 1, values.size() - 1);
-    return values[low] + (at - static_cast<double>(low)) * (values[high] - values[low]);
-  };
   min = values.front();
-  p10 = quantile(0.1);
-  median = quantile(0.5);
-  p90 = quantile(0.9);
+  p10 = quantile(values, 0.1);
+  median = quantile(values, 0.5);
+  p90 = quantile(values, 0.9);
   max = values.back();
   mean = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }

@@ -2,10 +2,15 @@
 #define TWILIGHT_APPS_DISTRIBUTION_H_
 
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
 namespace twilight::app {
+
+/// The value that a share of `sorted` values lies below: between two neighbours, in proportion. Not
+/// for an empty set.
+[[nodiscard]] double quantile(std::span<const double> sorted, double share);
 
 /// What a set of measured values looks like; all zero for an empty one.
 struct Distribution {

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <utility>
 
+#include "distribution.h"
+
 namespace twilight::app {
 namespace {
 
@@ -48,16 +50,9 @@ std::vector<Change> changes_of(std::span<const LoadResult> results) {
 Percentiles::Percentiles(std::vector<double> values) : count(values.size()) {
   if (values.empty()) return;
   std::sort(values.begin(), values.end());
-  // Between two neighbours in order, in proportion.
-  const auto quantile = [&values](double share) {
-    const double at = share * static_cast<double>(values.size() - 1);
-    const auto low = static_cast<std::size_t>(at);
-    const std::size_t high = std::min(low + 1, values.size() - 1);
-    return values[low] + (at - static_cast<double>(low)) * (values[high] - values[low]);
-  };
-  p50 = quantile(0.5);
-  p90 = quantile(0.9);
-  p99 = quantile(0.99);
+  p50 = quantile(values, 0.5);
+  p90 = quantile(values, 0.9);
+  p99 = quantile(values, 0.99);
   max = values.back();
   mean = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }

@@ -13,6 +13,7 @@
 #include "core/float16.h"
 #include "core/thread_pool.h"
 #include "ops/backend.h"
+#include "support/linear_check.h"
 #include "support/random.h"
 
 /// The model's own ops on every instruction set of this machine against the scalar reference:
@@ -122,33 +123,15 @@ class LinearProblem {
     return y;
   }
 
-  // With S = sum |x w| + |bias| + |y|: every term takes part in at most cols + 3 f32 roundings, and
-  // the reference rounds once: (cols + 4) 2^-24 S. Where x and W round to bf16 (8 significant bits,
-  // 2^-9 each, none for W that is bf16 already) the products move by 2^-9, or 2^-8 + 2^-18, of
-  // sum |x w| more.
+  // Where x and W round to bf16 (8 significant bits, 2^-9 each, none for W that is bf16 already)
+  // the products move by 2^-9, or 2^-8 + 2^-18.
   void check(const std::vector<float>& actual, const std::vector<float>& expected,
              bool may_use_bf16) const {
     const double rounding =
         !may_use_bf16 ? 0.0 : (c.dtype == DType::kBf16 ? 0x1p-9 : 0x1p-8 + 0x1p-18);
-    for (std::int64_t m = 0; m < c.m; ++m) {
-      for (std::int64_t row = 0; row < c.rows + c.pad; ++row) {
-        const auto at = static_cast<std::size_t>(m * (c.rows + c.pad) + row);
-        if (row >= c.rows) {
-          ASSERT_EQ(actual[at], before_[at]) << c << ": wrote behind row " << m;
-          continue;
-        }
-        double products = 0;
-        for (std::int64_t i = 0; i < c.cols; ++i) {
-          products += std::abs(double{x_[static_cast<std::size_t>(m * (c.cols + c.pad) + i)]} *
-                               double{weights_[static_cast<std::size_t>(row * c.cols + i)]});
-        }
-        double size = products * (1 + rounding);
-        if (c.bias) size += std::abs(bias_[static_cast<std::size_t>(row)]);
-        if (c.accumulate) size += std::abs(before_[at]);
-        const double bound = static_cast<double>(c.cols + 4) * kUlp * size + rounding * products;
-        ASSERT_NEAR(actual[at], expected[at], bound) << c << " at " << m << ", " << row;
-      }
-    }
+    check_products({c.m, c.rows, c.cols, c.pad, x_, weights_, c.bias ? &bias_ : nullptr, before_,
+                    c.accumulate},
+                   actual, expected, rounding, c);
   }
 
   LinearCase c;

@@ -5,6 +5,7 @@
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/fast/dependent.cuh"
 #include "backend/cuda/fast/device_ops.cuh"
+#include "backend/cuda/fast/kv_rows.h"
 
 // dense_kernel: a block of 4 warps takes a part of a (sequence, KV head), a warp every fourth tile
 // of 16 tokens under its own online softmax. Lanes are 4 g + t. Scores: rows are query parts,
@@ -51,14 +52,12 @@ struct Place {
   std::int32_t slot = 0;
 };
 
-struct DenseArgs {
+struct DenseArgs : KvRows {
+  explicit DenseArgs(const PagedKvView& kv) : KvRows(kv) {}
+
   cuda::DeviceSubset seqs;
   const float* q = nullptr;
   std::int64_t q_seq_stride = 0;
-  const std::uint8_t* k = nullptr;
-  const std::uint8_t* v = nullptr;
-  std::int64_t k_head_bytes = 0, k_page_bytes = 0, k_token_bytes = 0;
-  std::int64_t v_head_bytes = 0, v_page_bytes = 0, v_token_bytes = 0;
   const std::int32_t* table = nullptr;
   std::int64_t table_stride = 0;
   const std::int32_t* lengths = nullptr;
@@ -385,18 +384,10 @@ void dense_decode(const AttendDenseParams& params, const cuda::DeviceSubset& seq
                   bool dependent, cudaStream_t stream) {
   if (seqs.count == 0) return;
   const PagedKvView& kv = params.kv;
-  DenseArgs args;
+  DenseArgs args(kv);
   args.seqs = seqs;
   args.q = params.q.data;
   args.q_seq_stride = params.q.seq_stride;
-  args.k = reinterpret_cast<const std::uint8_t*>(kv.k.data);
-  args.v = reinterpret_cast<const std::uint8_t*>(kv.v.data);
-  args.k_head_bytes = kv.k.head_stride * 2;
-  args.k_page_bytes = kv.k.page_stride * 2;
-  args.k_token_bytes = kv.k.token_stride * 2;
-  args.v_head_bytes = kv.v.head_stride * 2;
-  args.v_page_bytes = kv.v.page_stride * 2;
-  args.v_token_bytes = kv.v.token_stride * 2;
   args.table = kv.block_table;
   args.table_stride = kv.block_table_stride;
   args.lengths = kv.seq_lens;

@@ -2,6 +2,7 @@
 
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/fast/device_ops.cuh"
+#include "backend/cuda/fast/kv_rows.h"
 #include "backend/cuda/fast/stages.cuh"
 
 // prefill_kernel: a block takes 128 query tokens of one head, a warp 16 of them, and walks the keys
@@ -18,15 +19,13 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kRows = 16 * kWarps;
 constexpr int kKeys = 64;
 
-struct PrefillArgs {
+struct PrefillArgs : KvRows {
+  explicit PrefillArgs(const PagedKvView& kv) : KvRows(kv) {}
+
   const float* q = nullptr;
   std::int64_t q_token_stride = 0;
   std::int32_t num_tokens = 0;
   std::int32_t group = 0;
-  const std::uint8_t* k = nullptr;
-  const std::uint8_t* v = nullptr;
-  std::int64_t k_head_bytes = 0, k_page_bytes = 0, k_token_bytes = 0;
-  std::int64_t v_head_bytes = 0, v_page_bytes = 0, v_token_bytes = 0;
   const std::int32_t* table = nullptr;
   const std::int32_t* length = nullptr;
   std::int32_t page_size = 0;
@@ -238,19 +237,11 @@ bool prefill_supports(const AttendPrefillParams& params) {
 void prefill(const AttendPrefillParams& params, cudaStream_t stream) {
   if (params.num_tokens == 0) return;
   const PagedKvView& kv = params.kv;
-  PrefillArgs args;
+  PrefillArgs args(kv);
   args.q = params.q;
   args.q_token_stride = params.q_token_stride;
   args.num_tokens = params.num_tokens;
   args.group = params.num_q_heads / kv.num_kv_heads;
-  args.k = reinterpret_cast<const std::uint8_t*>(kv.k.data);
-  args.v = reinterpret_cast<const std::uint8_t*>(kv.v.data);
-  args.k_head_bytes = kv.k.head_stride * 2;
-  args.k_page_bytes = kv.k.page_stride * 2;
-  args.k_token_bytes = kv.k.token_stride * 2;
-  args.v_head_bytes = kv.v.head_stride * 2;
-  args.v_page_bytes = kv.v.page_stride * 2;
-  args.v_token_bytes = kv.v.token_stride * 2;
   args.table = kv.block_table;
   args.length = kv.seq_lens;
   args.page_size = kv.page_size;
