@@ -151,7 +151,8 @@ Json serve_report_json(const ServeBenchFlags& flags, const ServeReport& report) 
   out["interrupted"] = report.interrupted;
   out["results"] = Json::array();
   const std::vector<Row> rows = rows_of(report);
-  for (const Row& row : rows) out["results"].push_back(row_json(row, dense_of(rows)));
+  const Row* dense = dense_of(rows);
+  for (const Row& row : rows) out["results"].push_back(row_json(row, dense));
   return out;
 }
 

@@ -29,6 +29,16 @@ double seconds_per_token(const LoadResult& result) {
   return (result.times.back() - result.times.front()) / (result.completion_tokens - 1);
 }
 
+// How long requests waited for their first token, and how fast the others followed.
+struct Paces {
+  std::vector<double> first, per_token;
+
+  void add(const LoadResult& result) {
+    first.push_back(result.times.front() - result.due);
+    if (result.completion_tokens > 1) per_token.push_back(seconds_per_token(result));
+  }
+};
+
 std::vector<Change> changes_of(std::span<const LoadResult> results) {
   std::vector<Change> changes;
   for (const LoadResult& result : results) {
@@ -106,18 +116,17 @@ std::vector<LoadClass> by_prompt(std::span<const LoadResult> results) {
   for (const std::int32_t below : {1024, 4096, 16384, 0}) {
     LoadClass each;
     each.below = below;
-    std::vector<double> first, per_token;
+    Paces paces;
     for (const LoadResult& result : results) {
       const std::int32_t tokens = result.request.prompt_tokens;
       if (!result.ok() || result.times.empty() || tokens < from || (below > 0 && tokens >= below)) {
         continue;
       }
       ++each.ok;
-      first.push_back(result.times.front() - result.due);
-      if (result.completion_tokens > 1) per_token.push_back(seconds_per_token(result));
+      paces.add(result);
     }
-    each.first_token = Percentiles(std::move(first));
-    each.per_token = Percentiles(std::move(per_token));
+    each.first_token = Percentiles(std::move(paces.first));
+    each.per_token = Percentiles(std::move(paces.per_token));
     classes.push_back(each);
     from = below;
   }
@@ -126,7 +135,8 @@ std::vector<LoadClass> by_prompt(std::span<const LoadResult> results) {
 
 LoadSummary summarize(std::span<const LoadResult> results) {
   LoadSummary summary;
-  std::vector<double> first, per_token, gaps, total, lag;
+  Paces paces;
+  std::vector<double> gaps, total, lag;
   std::vector<std::pair<double, int>> under_way;
   for (const LoadResult& result : results) {
     ++summary.requests;
@@ -145,8 +155,7 @@ LoadSummary summarize(std::span<const LoadResult> results) {
     ++summary.ok;
     total.push_back(result.done - result.due);
     if (result.times.empty()) continue;
-    first.push_back(result.times.front() - result.due);
-    if (result.completion_tokens > 1) per_token.push_back(seconds_per_token(result));
+    paces.add(result);
     for (std::size_t i = 1; i < result.times.size(); ++i) {
       gaps.push_back(result.times[i] - result.times[i - 1]);
     }
@@ -158,8 +167,8 @@ LoadSummary summarize(std::span<const LoadResult> results) {
     summary.peak_streams = std::max(summary.peak_streams, now);
   }
   summary.decode = decode_rate(results);
-  summary.first_token = Percentiles(std::move(first));
-  summary.per_token = Percentiles(std::move(per_token));
+  summary.first_token = Percentiles(std::move(paces.first));
+  summary.per_token = Percentiles(std::move(paces.per_token));
   summary.gap = Percentiles(std::move(gaps));
   summary.total = Percentiles(std::move(total));
   summary.lag = Percentiles(std::move(lag));

@@ -18,13 +18,6 @@
 namespace twilight::test {
 namespace {
 
-std::vector<float> normals(std::uint64_t seed, std::int64_t count, float size = 1.0F) {
-  Random random(seed);
-  std::vector<float> out(static_cast<std::size_t>(count));
-  for (float& value : out) value = size * random.normal();
-  return out;
-}
-
 /// A matrix of a dtype whose rows begin on 16-byte boundaries.
 struct Weights {
   Weights(std::uint64_t seed, std::int64_t rows, std::int64_t cols, DType dtype)

@@ -1,5 +1,4 @@
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "sparse/decode_step.h"
 #include "support/compare.h"
 #include "support/paged_fixture.h"
+#include "support/same_bits.h"
 
 /// Whole decode steps on device memory: against the scalar reference, captured in a graph (where an
 /// allocation or a wait is an error), replayed with other lengths, and with nothing allocated.
@@ -142,10 +142,6 @@ class GraphCuda : public ::testing::TestWithParam<StepCase> {
     device_.poison_out();
     step_.run(device_.params(), {workspace_.data(), workspace_.size()});
   }
-  static bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-  }
-
   SparsePolicy policy_;
   cuda::CudaBackend& backend_;
   PagedFixture fixture_;

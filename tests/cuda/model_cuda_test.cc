@@ -16,13 +16,6 @@ namespace {
 
 constexpr double kUlp = 0x1p-24;
 
-std::vector<float> normals(std::uint64_t seed, std::int64_t count) {
-  Random random(seed);
-  std::vector<float> out(static_cast<std::size_t>(count));
-  for (float& value : out) value = random.normal();
-  return out;
-}
-
 struct LinearCase {
   std::int32_t m;
   std::int64_t rows, cols;

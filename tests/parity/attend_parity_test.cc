@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -17,6 +16,7 @@
 #include "support/cases.h"
 #include "support/paged_fixture.h"
 #include "support/random.h"
+#include "support/same_bits.h"
 #include "support/step_buffers.h"
 
 /// Decode attention of the CPU backend on every instruction set of this machine against the scalar
@@ -83,10 +83,6 @@ std::vector<OpCase> cases_under_test() {
   std::vector<OpCase> cases = standard_cases();
   for (OpCase& op_case : tiled_cases()) cases.push_back(std::move(op_case));
   return cases;
-}
-
-bool same_bits(std::span<const float> a, std::span<const float> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
 }
 
 class AttendParity : public ::testing::TestWithParam<std::tuple<OpCase, std::string>> {

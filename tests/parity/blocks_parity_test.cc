@@ -15,6 +15,7 @@
 #include "ops/backend.h"
 #include "support/linear_check.h"
 #include "support/random.h"
+#include "support/same_bits.h"
 
 /// Products with quantised blocks of every type on every instruction set of this machine against
 /// the scalar reference.
@@ -58,13 +59,6 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
              << c.cols << " values " << static_cast<int>(c.values) << (c.bias ? " bias" : "")
              << (c.accumulate ? " accumulate" : "") << (c.full_precision ? " full" : "")
              << (c.row_invariant ? " invariant" : "") << " pad " << c.pad << " offset " << c.offset;
-}
-
-std::vector<float> normals(std::uint64_t seed, std::int64_t count) {
-  Random random(seed);
-  std::vector<float> out(static_cast<std::size_t>(count));
-  for (float& value : out) value = random.normal();
-  return out;
 }
 
 // Every byte random, the f16 fields finite.
@@ -205,10 +199,6 @@ class Problem {
   std::vector<float> bias_, before_, weights_, offsets_, x_;
   std::vector<std::byte> stored_;
 };
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -16,6 +15,7 @@
 #include "support/cache_writes.h"
 #include "support/cases.h"
 #include "support/paged_fixture.h"
+#include "support/same_bits.h"
 #include "support/step_buffers.h"
 
 /// Index ops of the CPU backend on every instruction set of this machine against the scalar
@@ -73,10 +73,6 @@ class IndexParity : public ::testing::TestWithParam<Param> {
     TestWorkspace workspace(backend, buffers.caps());
     op(backend, buffers, workspace.get());
   }
-  static bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-  }
-
   // `bound(i)` for the elements an op writes; everything else must be as the reference left it.
   template <typename Bound>
   void expect_close(const std::vector<float>& actual, const std::vector<float>& expected,

@@ -15,6 +15,7 @@
 #include "ops/backend.h"
 #include "support/linear_check.h"
 #include "support/random.h"
+#include "support/same_bits.h"
 
 /// The model's own ops on every instruction set of this machine against the scalar reference:
 /// values within bounds derived beside each test, bits the same for any number of threads, padding
@@ -30,17 +31,6 @@ std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const cpu::Isa isa : cpu::available_isas()) names.emplace_back(cpu::isa_name(isa));
   return names;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-std::vector<float> normals(std::uint64_t seed, std::int64_t count) {
-  Random random(seed);
-  std::vector<float> out(static_cast<std::size_t>(count));
-  for (float& value : out) value = random.normal();
-  return out;
 }
 
 class ModelParity : public ::testing::TestWithParam<std::string> {

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -18,6 +17,7 @@
 #include "quant/rotation.h"
 #include "support/cases.h"
 #include "support/paged_fixture.h"
+#include "support/same_bits.h"
 #include "support/step_buffers.h"
 
 /// Scores by mass and 2-bit estimates of the CPU backend on every instruction set of this machine
@@ -115,10 +115,6 @@ class RotatedParity : public ::testing::TestWithParam<Param> {
         ref_(make_ref_backend()),
         one_(make_cpu_backend(one_thread_, isa_)),
         three_(make_cpu_backend(three_threads_, isa_)) {}
-
-  static bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-  }
   static std::int64_t count_nan(const std::vector<float>& values) {
     return std::count_if(values.begin(), values.end(), [](float x) { return std::isnan(x); });
   }

@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "support/random.h"
+#include "support/same_bits.h"
 #include "twilight/engine.h"
 
 /// Short ways to run an engine in tests, on the bundled model unless told otherwise.
@@ -60,10 +60,6 @@ inline std::vector<std::int32_t> some_tokens(std::size_t count, std::uint64_t se
 }
 
 using Logits = std::vector<float>;
-
-inline bool same_bits(std::span<const float> a, std::span<const float> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
-}
 
 inline double max_abs(const Logits& values) {
   double out = 0;

@@ -1,7 +1,9 @@
 #ifndef TWILIGHT_TESTS_SUPPORT_RANDOM_H_
 #define TWILIGHT_TESTS_SUPPORT_RANDOM_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 /// Portable random numbers: integer hashing alone, so a seed means the same numbers everywhere.
 namespace twilight::test {
@@ -45,6 +47,15 @@ class Random {
   std::uint64_t seed_;
   std::uint64_t counter_ = 0;
 };
+
+/// `count` normal numbers times `size`.
+[[nodiscard]] inline std::vector<float> normals(std::uint64_t seed, std::int64_t count,
+                                                float size = 1.0F) {
+  Random random(seed);
+  std::vector<float> out(static_cast<std::size_t>(count));
+  for (float& value : out) value = size * random.normal();
+  return out;
+}
 
 }  // namespace twilight::test
 

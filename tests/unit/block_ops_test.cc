@@ -13,13 +13,6 @@
 namespace twilight::test {
 namespace {
 
-std::vector<float> normals(std::uint64_t seed, std::size_t count) {
-  Random random(seed);
-  std::vector<float> out(count);
-  for (float& value : out) value = random.normal();
-  return out;
-}
-
 WeightView view_of(const std::vector<float>& values, std::int64_t rows, std::int64_t cols) {
   return {reinterpret_cast<const std::byte*>(values.data()), DType::kF32, rows, cols};
 }
