@@ -53,8 +53,8 @@ bool take_event(const std::string& data, double now, LoadResult& result) {
   }
   if (json.contains("choices") && json["choices"].is_array() && !json["choices"].empty()) {
     const Json& choice = json["choices"].front();
-    if (choice.is_object() && !choice.value("text", Json("")).empty() &&
-        choice["text"] != Json("")) {
+    const Json text = choice.is_object() ? choice.value("text", Json()) : Json();
+    if (text.is_string() && !text.get_ref<const std::string&>().empty()) {
       result.times.push_back(now);
     }
   }

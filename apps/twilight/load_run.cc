@@ -7,10 +7,13 @@
 #include <list>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "interrupt.h"
+#include "twilight/error.h"
 
 namespace twilight::app {
 namespace {
@@ -38,7 +41,7 @@ class LoadRun {
     while (threads_left() > 0) {
       std::this_thread::sleep_for(kPoll);
       const bool over = limits_.duration > 0 && now() > limits_.duration + limits_.drain;
-      if (interrupted() || over) {
+      if (interrupted() || over || stopped_) {
         stopped_ = true;
         client_.cut();  // again and again: a request may have been between two states
       }
@@ -66,16 +69,28 @@ class LoadRun {
   void start(Work work) {
     const std::lock_guard lock(threads_mutex_);
     Worker& worker = threads_.emplace_back();
-    worker.thread = std::thread([this, &worker, work] {
-      try {
-        work();
-      } catch (...) {
-        const std::lock_guard results_lock(mutex_);
-        failure_ = std::current_exception();
-        stopped_ = true;
-      }
-      worker.done = true;
-    });
+    try {
+      worker.thread = std::thread([this, &worker, work] {
+        try {
+          work();
+        } catch (...) {
+          fail(std::current_exception());
+        }
+        worker.done = true;
+      });
+    } catch (const std::system_error& error) {
+      threads_.pop_back();
+      fail(std::make_exception_ptr(
+          Error(ErrorCode::kOutOfMemory, "[load] cannot start thread " +
+                                             std::to_string(threads_.size() + 1) +
+                                             " of those that send requests: " + error.what())));
+    }
+  }
+
+  void fail(std::exception_ptr failure) {
+    const std::lock_guard lock(mutex_);
+    failure_ = std::move(failure);
+    stopped_ = true;
   }
 
   // Joins those that have ended.

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -147,6 +148,8 @@ class BenchServe(cli_lib.ProgramTest):
                 (head + b'data: {"choices": [{"text": "a"}]}\n\n', "stream without an end"),
                 (head + b'data: {"error": {"code": "shutdown"}}\n\ndata: [DONE]\n\n',
                  "stream shutdown"),
+                (head + b'data: {"choices": [{"finish_reason": "stop"}]}\n\n',
+                 "stream without an end"),
                 (head + b"data: nonsense\n\ndata: [DONE]\n\n", "not JSON")):
             with self.subTest(kind):
                 odd = OddServer(answer)
@@ -155,6 +158,20 @@ class BenchServe(cli_lib.ProgramTest):
                 result = report["results"][0]
                 self.assertEqual(result["errors"], {kind: 6})
                 self.assertNotIn("pages_lost", result)
+
+    def test_no_room_for_threads(self):
+        def little_address_space():
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))
+
+        if cli_lib.run("--version", before=little_address_space).code != 0:
+            self.skipTest("the program does not run in 4 GiB of addresses")
+        odd = OddServer(b"")
+        self.addCleanup(odd.socket.close)
+        refused = cli_lib.run("bench", "serve", "--url", odd.url, "--streams", 4096,
+                              "--duration", 100, "--prompt-tokens", 30,
+                              before=little_address_space)
+        self.assertEqual(refused.code, 1)
+        self.assertRegex(refused.err, r"^twilight: \[load\] cannot start thread \d+ .*\n$")
 
     def test_interrupt(self):
         process = subprocess.Popen(

@@ -27,10 +27,11 @@ class Result:
         self.err = process.stderr.decode("utf-8")
 
 
-def run(*arguments, cwd=None):
+def run(*arguments, cwd=None, before=None):
+    """`before` runs in the new process, ahead of the program."""
     return Result(subprocess.run([PROGRAM, *map(str, arguments)], stdin=subprocess.DEVNULL,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT,
-                                 check=False, cwd=cwd))
+                                 check=False, cwd=cwd, preexec_fn=before))
 
 
 class ProgramTest(unittest.TestCase):
