@@ -41,9 +41,9 @@ std::int32_t likeliest(std::span<const float> logits) {
 
 class DecodeBench {
  public:
-  DecodeBench(const DecodeFlags& flags, const Device& device, Model model,
+  DecodeBench(const DecodeFlags& flags, const Device& device, const Model& model,
               std::vector<std::int32_t> prompt)
-      : flags_(flags), device_(device), model_(std::move(model)), prompt_(std::move(prompt)) {}
+      : flags_(flags), device_(device), model_(model), prompt_(std::move(prompt)) {}
 
   /// False where the user stopped it.
   bool run();
@@ -323,7 +323,7 @@ int run_bench_decode(const DecodeFlags& flags) {
   OutputFile file;
   if (!flags.bench.out.empty()) file = OutputFile(flags.bench.out, flags.bench.force);
   const Device device(flags.bench.common.device);
-  Model model = load_model(path, flags.bench.common, flags.bench.attention);
+  const Model model = load_model(path, flags.bench.common, flags.bench.attention);
   std::vector<std::int32_t> prompt = model.encode(text);
   if (static_cast<std::int64_t>(prompt.size()) < flags.context) {
     throw Error(ErrorCode::kInvalidArgument,
@@ -331,7 +331,7 @@ int run_bench_decode(const DecodeFlags& flags) {
                     " tokens, accepted at least --ctx " + std::to_string(flags.context));
   }
   prompt.resize(static_cast<std::size_t>(flags.context));
-  DecodeBench bench(flags, device, std::move(model), std::move(prompt));
+  DecodeBench bench(flags, device, model, std::move(prompt));
   if (!bench.run()) return kInterruptedExit;
   const nlohmann::ordered_json report = bench.json();
   if (file.is_open()) file.commit(report.dump(1) + "\n");

@@ -22,7 +22,8 @@ Spread spread_of(std::vector<double> values) {
   if (values.empty()) return {};
   std::sort(values.begin(), values.end());
   const auto at = [&](double share) {
-    return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
+    return values[static_cast<std::size_t>(
+        std::lround(share * static_cast<double>(values.size() - 1)))];
   };
   const double mean =
       std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
@@ -37,7 +38,7 @@ std::string budget_chart(const std::vector<BudgetRecorder::Layer>& layers) {
   const double span = std::log2(longest) - low;
   const auto cell = [&](double tokens) {
     const double share = (std::log2(std::max(tokens, 32.0)) - low) / span;
-    return std::clamp(static_cast<int>(share * (kCells - 1) + 0.5), 0, kCells - 1);
+    return std::clamp(static_cast<int>(std::lround(share * (kCells - 1))), 0, kCells - 1);
   };
   char line[160];
   std::string out =

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -156,7 +157,7 @@ int run_inspect(const InspectFlags& flags) {
   if (prompt.task) {
     data.question = "What is the special magic number for " + prompt.task->key + "?";
     data.verdict = std::string(answers(*prompt.task, data.answer) ? "found" : "not found") +
-                   "; hidden at " + std::to_string(static_cast<int>(flags.depth * 100 + 0.5)) +
+                   "; hidden at " + std::to_string(std::lround(flags.depth * 100)) +
                    " % of the text: “" + prompt.task->fact + "”";
   }
   const DecodeTotals& totals = engine.totals();

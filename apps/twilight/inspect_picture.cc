@@ -152,7 +152,8 @@ std::string column_labels(const InspectData& data, const PictureMap& map, bool t
   const auto steps = static_cast<int>(data.steps());
   for (int number = every; number <= steps + 1; number += every) {
     if (number < 2) continue;
-    const double x = map.layout.x + ((number - 2) / map.grid.steps_per_column + 0.5) * cell;
+    const int column = (number - 2) / map.grid.steps_per_column;
+    const double x = map.layout.x + (column + 0.5) * cell;
     out += "<path class=\"tick\" d=\"M" + coordinate(x) + " " + coordinate(y + 1) + "v4\"/>";
     out += text_at(x, y - 3, "label muted middle", std::to_string(number));
   }
@@ -224,16 +225,16 @@ std::string kept_panel(const InspectData& data, const PictureMap& map) {
     const std::vector<double> kept = sparse_values(layer, layer.kept, data.q_heads);
     const double joined = mean_of(sparse_values(layer, layer.attended, data.kv_heads));
     const double candidates = mean_of(sparse_values(layer, layer.candidates, data.kv_heads));
-    const std::string summary = "mean " + grouped(std::llround(mean_of(kept))) + " · union " +
-                                grouped(std::llround(joined)) + " of " +
-                                grouped(std::llround(candidates)) + " candidates";
+    const std::string summary = concat("mean ", grouped(std::llround(mean_of(kept))), " · union ",
+                                       grouped(std::llround(joined)), " of ",
+                                       grouped(std::llround(candidates)), " candidates");
     const bool has_text = block.height >= 40;
     const double y = block.y + (has_text ? 16 : 1);
     const double height = std::min(block.height - (has_text ? 18 : 2), 46.0);
     const double middle = y + height / 2;
-    out += "<g><title>" + escape_xml(name + ", tokens kept: " + summary) + "</title>" +
-           draw_violin(kept, map.axis, y, height) + triangle(map.axis.at(joined), middle, 4) +
-           diamond(map.axis.at(candidates), middle, 4.5) + "</g>\n";
+    out += concat("<g><title>", escape_xml(concat(name, ", tokens kept: ", summary)), "</title>",
+                  draw_violin(kept, map.axis, y, height), triangle(map.axis.at(joined), middle, 4),
+                  diamond(map.axis.at(candidates), middle, 4.5), "</g>\n");
     if (has_text) out += text_at(map.axis.x, block.y + 9, "tiny muted halo", summary);
   }
   return out;

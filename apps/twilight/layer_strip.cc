@@ -39,7 +39,7 @@ std::vector<double> ValueAxis::ticks(double min_gap) const {
   return out;
 }
 
-std::string draw_violin(std::vector<double> values, const ValueAxis& axis, double y,
+std::string draw_violin(const std::vector<double>& values, const ValueAxis& axis, double y,
                         double height) {
   if (values.empty()) return {};
   const Distribution spread(values);
@@ -65,8 +65,8 @@ std::string draw_violin(std::vector<double> values, const ValueAxis& axis, doubl
   for (int bin = first; bin <= last; ++bin) {
     const double half = smooth[static_cast<std::size_t>(bin)] / peak * height / 2;
     const std::string x = coordinate(axis.x + axis.width * bin / kBins);
-    upper += (bin == first ? "M" : "L") + x + " " + coordinate(middle - half);
-    lower = "L" + x + " " + coordinate(middle + half) + lower;
+    upper += concat(bin == first ? "M" : "L", x, " ", coordinate(middle - half));
+    lower.insert(0, concat("L", x, " ", coordinate(middle + half)));
   }
   const double p10 = axis.at(spread.p10), p90 = axis.at(spread.p90), mid = axis.at(spread.median);
   const double bar = std::min(height, 4.0), tall = std::min(height, 14.0);

@@ -22,8 +22,8 @@ struct ValueAxis {
 
 /// The distribution of `values` as SVG: a smoothed mirrored outline between y and y + height,
 /// a bar from the 10th to the 90th percentile and a line at the median. Empty text for no values.
-[[nodiscard]] std::string draw_violin(std::vector<double> values, const ValueAxis& axis, double y,
-                                      double height);
+[[nodiscard]] std::string draw_violin(const std::vector<double>& values, const ValueAxis& axis,
+                                      double y, double height);
 
 }  // namespace twilight::app
 

@@ -203,7 +203,9 @@ std::string css() {
     if (dark) out += "@media (prefers-color-scheme:dark){";
     for (int i = 0; i < kColours; ++i) {
       // Both ramps in turn, away from their ends, which are too near the background.
-      const double t = 0.18 + 0.62 * (i / 2) / (kColours / 2 - 1);
+      const int step = i / 2;
+      constexpr int kSteps = kColours / 2 - 1;
+      const double t = 0.18 + 0.62 * step / kSteps;
       const double shade = dark ? 0.35 + 0.6 * t : 0.1 + 0.65 * t;
       const std::string colour = hex(i % 2 == 0 ? dusk_colour(shade) : tide_colour(shade));
       out += concat(".s", std::to_string(i), "{color:", colour, "}");

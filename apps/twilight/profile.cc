@@ -148,9 +148,11 @@ void check_profile(const std::string& path, const ModelInfo& info, std::int32_t 
                             ? profile.model[name]
                             : Json("nothing");
     if (theirs != value) {
-      throw Error(ErrorCode::kInvalidArgument, "[--profile] model, got " + name + " " +
-                                                   value.dump() + ", accepted " + theirs.dump() +
-                                                   " as " + path + " was calibrated on");
+      std::string message = "[--profile] model, got ";
+      message.append(name).append(" ").append(value.dump());
+      message.append(", accepted ").append(theirs.dump());
+      message.append(" as ").append(path).append(" was calibrated on");
+      throw Error(ErrorCode::kInvalidArgument, message);
     }
   }
   const std::int64_t channels =

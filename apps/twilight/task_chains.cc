@@ -44,6 +44,7 @@ class ChainTask final : public Task {
       const std::string value = std::to_string(10000 + numbers[static_cast<std::size_t>(chain)]);
       // Places in order, so that every line only names what stands before it.
       std::vector<double> depths;
+      depths.reserve(static_cast<std::size_t>(length));
       for (std::int32_t i = 0; i < length; ++i) {
         depths.push_back(static_cast<double>(random.below(1000)) / 1000);
       }

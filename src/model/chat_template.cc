@@ -322,8 +322,9 @@ std::string ChatTemplate::render(std::span<const ChatTurn> messages,
       if (given && (first_place || last_place)) {
         if (user_.trim && !trims_joined_) content = trimmed(content);
         out += user_.open;
-        content = system_.open + messages.front().content + system_.close + content;
-        out += trims_joined_ ? trimmed(content) : content;
+        std::string joined = system_.open;
+        joined.append(messages.front().content).append(system_.close).append(content);
+        out += trims_joined_ ? trimmed(joined) : joined;
         out += user_.close;
       } else {
         put(user_, content);

@@ -22,6 +22,7 @@ constexpr std::chrono::seconds kWatchFor{5};
 }  // namespace
 
 RequestSink::~RequestSink() = default;
+// NOLINTNEXTLINE(performance-unnecessary-value-param): what overrides it keeps the vector.
 void RequestSink::on_prompt(std::vector<TokenLogprobs> /*tokens*/) {}
 
 struct Scheduler::Impl {

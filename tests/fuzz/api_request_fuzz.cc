@@ -49,11 +49,11 @@ void check_request(const ApiRequest& request, const RequestContext& context) {
 // Bodies of both endpoints from arbitrary bytes: an ApiError with a status of a refused request, or
 // a request that keeps what it promises.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const Server server;
+  static const Server kServer;
   const std::string_view body(reinterpret_cast<const char*>(data), size);
   for (const auto parse : {parse_completion, parse_chat}) {
     try {
-      check_request(parse(parse_body(std::string(body)), server.context), server.context);
+      check_request(parse(parse_body(std::string(body)), kServer.context), kServer.context);
     } catch (const ApiError& error) {
       check(error.status() >= 400 && error.status() < 500);
     }

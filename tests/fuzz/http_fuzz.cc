@@ -66,13 +66,13 @@ class Server {
 // What a connection sends, from arbitrary bytes: nothing or an HTTP answer comes back, and the next
 // client is served.
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const Server server;
-  const std::string answer = server.exchange({reinterpret_cast<const char*>(data), size});
+  static const Server kServer;
+  const std::string answer = kServer.exchange({reinterpret_cast<const char*>(data), size});
   if (!answer.empty() && answer.rfind("HTTP/1.", 0) != 0) __builtin_trap();
   static std::uint64_t inputs = 0;
   if (++inputs % 64 == 0) {
     const std::string hello =
-        server.exchange("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        kServer.exchange("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     if (hello.rfind("HTTP/1.1 200", 0) != 0 || hello.find("hello") == std::string::npos) {
       __builtin_trap();
     }

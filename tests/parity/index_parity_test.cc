@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -23,7 +22,6 @@
 namespace twilight::test {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<double>::infinity();
 // Rounding of an f32 sum of n products, relative to the sum of their magnitudes.
 double sum_rounding(std::int64_t n) { return static_cast<double>(n + 16) * 0x1p-23; }
 

@@ -291,17 +291,17 @@ std::vector<OpCase> make_large_cases() {
 }  // namespace
 
 const std::vector<OpCase>& corner_cases() {
-  static const std::vector<OpCase> cases = make_corner_cases();
-  return cases;
+  static const std::vector<OpCase> kCases = make_corner_cases();
+  return kCases;
 }
 
 const std::vector<OpCase>& correctness_cases() {
-  static const std::vector<OpCase> cases = make_correctness_cases();
-  return cases;
+  static const std::vector<OpCase> kCases = make_correctness_cases();
+  return kCases;
 }
 
 const std::vector<OpCase>& label_cases() {
-  static const std::vector<OpCase> cases = [] {
+  static const std::vector<OpCase> kCases = [] {
     std::vector<OpCase> out;
     std::uint64_t seed = 700;
     const auto add = [&](const char* name, std::int32_t head_dim, std::int32_t page_size,
@@ -336,12 +336,12 @@ const std::vector<OpCase>& label_cases() {
     }
     return out;
   }();
-  return cases;
+  return kCases;
 }
 
 const std::vector<OpCase>& large_cases() {
-  static const std::vector<OpCase> cases = make_large_cases();
-  return cases;
+  static const std::vector<OpCase> kCases = make_large_cases();
+  return kCases;
 }
 
 std::vector<OpCase> standard_cases() {

@@ -19,8 +19,8 @@ namespace twilight::test {
 inline const std::string kRoot = TWILIGHT_SOURCE_DIR;
 
 inline const Model& vesper() {
-  static const Model model = Model::load(kRoot + "/models/vesper-19m");
-  return model;
+  static const Model kModel = Model::load(kRoot + "/models/vesper-19m");
+  return kModel;
 }
 
 inline Device cpu(int threads = 2) {

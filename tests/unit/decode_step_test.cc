@@ -319,9 +319,10 @@ TEST_P(DecodeStepCases, MatchesTheOpsAndCountsThem) {
         candidates += tokens;
         if (policy_.prune) bytes += tokens == page_size ? record : tokens * row_bytes();
       }
-      for (std::int32_t page = 0; page < n / page_size && ops.has_far_tail(); ++page) {
+      const std::int32_t full_pages = n / page_size;
+      for (std::int32_t page = 0; page < full_pages && ops.has_far_tail(); ++page) {
         const bool candidate = std::ranges::binary_search(ops.candidate_pages(seq, head), page);
-        const float floor = std::log(policy_.far_floor / static_cast<float>(n / page_size));
+        const float floor = std::log(policy_.far_floor / static_cast<float>(full_pages));
         const float score = ops.scores_row(seq, head)[static_cast<std::size_t>(page)];
         if (!candidate && score >= floor) bytes += mean_value;
       }

@@ -236,6 +236,7 @@ TEST(Engine, BatchEqualsEachAlone) {
     alone.push_back(decode_all(engine, one, some_tokens(6, 30 + i)));
   }
   std::vector<Sequence*> batch;
+  batch.reserve(together.size());
   for (Sequence& sequence : together) batch.push_back(&sequence);
   Logits logits(kBatch * vocab);
   engine.reset_totals();

@@ -41,6 +41,7 @@ TEST(Sampler, SeedsRepeat) {
   const auto draw = [&](std::uint64_t seed) {
     Sampler sampler({.temperature = 1, .seed = seed});
     std::vector<std::int32_t> ids;
+    ids.reserve(40);
     for (int i = 0; i < 40; ++i) ids.push_back(sampler.sample(logits));
     return ids;
   };

@@ -546,17 +546,11 @@ TEST(GgufTokenizer, Bpe) {
 TEST(GgufTokenizer, Scores) {
   GgufWriter w;
   w.string("tokenizer.ggml.model", "llama");
-  std::vector<std::string> tokens = {"<unk>",
-                                     "<s>",
-                                     "\xE2\x96\x81",
-                                     "a",
-                                     "b",
-                                     "\xE2\x96\x81"
-                                     "a",
-                                     "ab",
-                                     "<0xC3>",
-                                     "<0xA9>",
-                                     "<m>"};
+  const std::string space_a =
+      "\xE2\x96\x81"
+      "a";
+  std::vector<std::string> tokens = {"<unk>", "<s>", "\xE2\x96\x81", "a",      "b",
+                                     space_a, "ab",  "<0xC3>",       "<0xA9>", "<m>"};
   w.strings("tokenizer.ggml.tokens", tokens);
   w.array<float>("tokenizer.ggml.scores", 6, {0, 0, -9, -9, -9, -2, -1, 0, 0, 0});
   w.array<std::int32_t>("tokenizer.ggml.token_type", 5, {2, 3, 1, 1, 1, 1, 1, 6, 6, 4});

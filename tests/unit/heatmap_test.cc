@@ -32,7 +32,7 @@ InspectData sample(int layers, int dense, std::int32_t q_heads, std::int32_t kv_
   data.kv_heads = kv_heads;
   data.kept_mean = 500;
   data.mass_mean = 0.97;
-  for (int step = 0; step < steps; ++step) data.step_tokens.push_back(" word");
+  for (int step = 0; step < steps; ++step) data.step_tokens.emplace_back(" word");
   for (int i = 0; i < layers; ++i) {
     InspectLayer layer;
     for (int step = 0; step < steps; ++step) {

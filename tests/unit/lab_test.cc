@@ -159,7 +159,7 @@ TEST_F(JournalTest, KeepsPiecesAndDropsAHalfLine) {
   EXPECT_EQ(Journal(path_, other, {"trials"}).size(), 2U);
   other["seed"] = 2;
   try {
-    Journal(path_, other, {"trials"});
+    const Journal refused(path_, other, {"trials"});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
@@ -220,11 +220,12 @@ class TaskTest : public ::testing::Test {
   static void SetUpTestSuite() {
     const std::string root = TWILIGHT_SOURCE_DIR;
     std::ifstream file(root + "/data/Persuasion.txt", std::ios::binary);
-    std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    text_ = new FillerText(Model::load(root + "/models/vesper-19m"), "novel", text);
+    const std::string novel((std::istreambuf_iterator<char>(file)),
+                            std::istreambuf_iterator<char>());
+    text = new FillerText(Model::load(root + "/models/vesper-19m"), "novel", novel);
   }
-  static void TearDownTestSuite() { delete text_; }
-  static FillerText* text_;
+  static void TearDownTestSuite() { delete text; }
+  static FillerText* text;
 
   static std::size_t longest(const TaskItem& item) {
     std::size_t most = 0;
@@ -235,7 +236,7 @@ class TaskTest : public ::testing::Test {
     return item.prompt.size() + item.path.size() + most;
   }
 };
-FillerText* TaskTest::text_ = nullptr;
+FillerText* TaskTest::text = nullptr;
 
 TEST_F(TaskTest, ItemsFitTheirContextAndDependOnTheSeedAlone) {
   std::vector<std::unique_ptr<Task>> tasks;
@@ -250,13 +251,13 @@ TEST_F(TaskTest, ItemsFitTheirContextAndDependOnTheSeedAlone) {
     for (const std::int32_t context : {1000, 2048}) {
       SCOPED_TRACE(task->name() + " " + std::to_string(context));
       Random one = item_random(1, "a"), same = item_random(1, "a"), other = item_random(2, "a");
-      const TaskItem item = task->make(*text_, context, 0.3, one);
+      const TaskItem item = task->make(*text, context, 0.3, one);
       EXPECT_LE(longest(item), static_cast<std::size_t>(context));
       EXPECT_GE(longest(item), static_cast<std::size_t>(context) * 9 / 10);
-      const TaskItem again = task->make(*text_, context, 0.3, same);
+      const TaskItem again = task->make(*text, context, 0.3, same);
       EXPECT_EQ(again.prompt, item.prompt);
       EXPECT_EQ(again.path, item.path);
-      const TaskItem different = task->make(*text_, context, 0.3, other);
+      const TaskItem different = task->make(*text, context, 0.3, other);
       EXPECT_EQ(different.prompt == item.prompt, !task->is_drawn());
       EXPECT_LE(item.targets.size(), item.path.size());
     }
@@ -266,8 +267,8 @@ TEST_F(TaskTest, ItemsFitTheirContextAndDependOnTheSeedAlone) {
 TEST_F(TaskTest, NeedlesStandInTheTextWhereTheyShould) {
   const auto task = make_needle_task({"niah", 4, 2, 3});
   Random random(5);
-  const TaskItem item = task->make(*text_, 2000, 0.5, random);
-  const std::string prompt = text_->model().decode(item.prompt);
+  const TaskItem item = task->make(*text, 2000, 0.5, random);
+  const std::string prompt = text->model().decode(item.prompt);
   ASSERT_EQ(item.questions.size(), 3U);
   std::set<std::string> values;
   for (const Question& question : item.questions) {
@@ -292,8 +293,8 @@ TEST_F(TaskTest, NeedlesStandInTheTextWhereTheyShould) {
 TEST_F(TaskTest, ChainsNameOnlyWhatStandsBefore) {
   const auto task = make_chain_task({1, 5});
   Random random(7);
-  const TaskItem item = task->make(*text_, 2000, 0, random);
-  const std::string prompt = text_->model().decode(item.prompt);
+  const TaskItem item = task->make(*text, 2000, 0, random);
+  const std::string prompt = text->model().decode(item.prompt);
   ASSERT_EQ(item.questions.front().references.size(), 6U);
   std::size_t last = 0;
   for (const std::string& variable : item.questions.front().references) {
@@ -307,7 +308,7 @@ TEST_F(TaskTest, ChainsNameOnlyWhatStandsBefore) {
 TEST_F(TaskTest, CommonWordsAreCommon) {
   const auto task = make_words_task({false, 5, 2, true});
   Random random(9);
-  const TaskItem item = task->make(*text_, 3000, 0, random);
+  const TaskItem item = task->make(*text, 3000, 0, random);
   std::vector<std::int32_t> tokens = item.prompt;
   tokens.insert(tokens.end(), item.path.begin(), item.path.end());
   ASSERT_GT(item.rank.candidates.size(), 50U);
@@ -327,12 +328,12 @@ TEST_F(TaskTest, CommonWordsAreCommon) {
 TEST_F(TaskTest, ForcedAnswersHoldTheDigits) {
   const auto task = make_recall_task({3, 10});
   Random random(11);
-  const TaskItem item = task->make(*text_, 1500, 0, random);
+  const TaskItem item = task->make(*text, 1500, 0, random);
   EXPECT_EQ(item.targets.size(), 10U);
   EXPECT_EQ(item.path.size(), 11U);
   EXPECT_TRUE(std::equal(item.targets.begin(), item.targets.end(), item.path.begin() + 1));
   for (const Question& question : item.questions) {
-    EXPECT_EQ(text_->model().decode(question.forced), " " + question.references[0]);
+    EXPECT_EQ(text->model().decode(question.forced), " " + question.references[0]);
     std::int32_t digits = 0;
     for (const std::int32_t count : question.digits) digits += count;
     EXPECT_EQ(digits, 7);

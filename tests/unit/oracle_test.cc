@@ -23,9 +23,9 @@ namespace {
 constexpr Tolerance kRounding{.abs = 2e-6, .rel = 1e-6, .cosine = 1e-9};
 
 const std::vector<OracleCase>& oracle() {
-  static const std::vector<OracleCase> cases =
+  static const std::vector<OracleCase> kCases =
       load_oracle(TWILIGHT_SOURCE_DIR "/tests/golden/oracle");
-  return cases;
+  return kCases;
 }
 
 class Oracle : public ::testing::TestWithParam<std::size_t> {

@@ -171,7 +171,8 @@ struct Problem {
         }
         const double weight_error =
             2 * score_error + 0x1p-20 + (compute == DType::kBf16 ? 0x1p-8 : 0.0);
-        const double sum_error = (visible + 8 + visible / 256) * 0x1p-23;
+        const int roundings = visible + 8 + visible / 256;
+        const double sum_error = roundings * 0x1p-23;
         for (std::size_t d = 0; d < dims; ++d) {
           const double tolerance =
               weight_error / (1 - weight_error) * spread[d] + sum_error * absolute[d];

@@ -56,6 +56,7 @@ TEST_F(RefOps, AppendWritesItsRowsAlone) {
     const std::vector<std::pair<std::int32_t, std::int32_t>> places = {
         {0, 31}, {0, 32}, {1, 16}, {2, 0}};
     std::vector<std::int64_t> slots;
+    slots.reserve(places.size());
     for (const auto& [seq, token] : places) slots.push_back(fixture.slot_of(seq, token));
     std::vector<float> k(static_cast<std::size_t>(4 * (row + 3)));
     std::vector<float> v(static_cast<std::size_t>(4 * (row + 5)));

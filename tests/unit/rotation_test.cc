@@ -69,11 +69,7 @@ TEST_P(Rotation, KeepsProductsAndUndoes) {
     b.push_back(random.normal());
   }
   double before = 0;
-  double size = 0;
-  for (std::size_t d = 0; d < a.size(); ++d) {
-    before += double{a[d]} * double{b[d]};
-    size += std::abs(double{a[d]} * double{b[d]});
-  }
+  for (std::size_t d = 0; d < a.size(); ++d) before += double{a[d]} * double{b[d]};
   std::vector<float> ra = a;
   std::vector<float> rb = b;
   rotate(ra);

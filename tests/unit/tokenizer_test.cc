@@ -293,6 +293,7 @@ TEST(Tokenizer, IsSafeToShareBetweenThreads) {
   const std::vector<std::int32_t> expected = tokenizer->encode(text, false);
   std::vector<std::vector<std::int32_t>> results(4);
   std::vector<std::thread> threads;
+  threads.reserve(results.size());
   for (auto& result : results) {
     threads.emplace_back([&] { result = tokenizer->encode(text, false); });
   }
@@ -360,7 +361,7 @@ std::string error_of(const std::string& text, ErrorCode code) {
     (void)load_bpe_tokenizer(text, "dir/tokenizer.json");
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), code) << error.what();
-    const std::string what = error.what();
+    std::string what = error.what();
     EXPECT_EQ(what.find('\n'), std::string::npos) << what;
     EXPECT_NE(what.find("dir/tokenizer.json"), std::string::npos) << what;
     EXPECT_NE(what.find("accepted"), std::string::npos) << what;

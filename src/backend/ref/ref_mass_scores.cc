@@ -81,9 +81,11 @@ void RefBackend::score_by_mass(const ScorePagesParams& params) {
         }
       }
       std::vector<double> norms;
+      norms.reserve(logs.size());
       for (const auto& masses : logs) norms.push_back(log_sum(masses));
       for (std::int64_t page = 0; page < pages; ++page) {
         std::vector<double> terms;
+        terms.reserve(logs.size());
         for (std::size_t g = 0; g < logs.size(); ++g) {
           terms.push_back(logs[g][static_cast<std::size_t>(page)] - norms[g]);
         }
