@@ -27,8 +27,10 @@ def running_server(*flags):
         yield json.loads(process.stdout.readline())["url"]
     finally:
         process.terminate()
-        process.wait(60)
+        status = process.wait(60)
         process.stdout.close()
+    if status != 0:  # e.g. what a sanitizer found
+        raise AssertionError(f"the server ended with {status}")
 
 
 class OddServer:

@@ -11,7 +11,8 @@ import time
 
 PROGRAM = ""
 SOURCE = ""
-PATIENCE = 120
+# Seconds that something may take; instrumented builds are many times slower.
+PATIENCE = int(os.environ.get("TWILIGHT_TEST_PATIENCE", 120))
 
 
 def vesper():
@@ -35,8 +36,11 @@ class Server:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.stop()
+    def __exit__(self, kind, *_):
+        running = self.process.poll() is None
+        status = self.stop()
+        if kind is None and running and status != 0:  # e.g. what a sanitizer found
+            raise AssertionError(f"the server ended with {status}: " + self.log())
 
     def stop(self, signum=signal.SIGTERM, patience=PATIENCE):
         """Exit status."""
