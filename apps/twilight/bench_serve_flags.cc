@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "bench_serve.h"
+#include "real_range.h"
 #include "twilight/error.h"
 
 namespace twilight::app {
@@ -14,7 +15,7 @@ void add_load(CLI::App& command, ServeBenchFlags& flags) {
                    .add_option("--rate", flags.rate,
                                "Requests a second, arriving at random (Poisson) whatever is "
                                "under way")
-                   ->check(CLI::Range(1e-4, 1e5))
+                   ->check(real_range(1e-4, 1e5))
                    ->group(kLoad);
   command
       .add_option("--streams", flags.limits.streams,
@@ -27,13 +28,13 @@ void add_load(CLI::App& command, ServeBenchFlags& flags) {
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
       ->group(kLoad);
   command.add_option("--duration", flags.limits.duration, "Seconds in which requests are sent")
-      ->check(CLI::Range(0.01, 1e7))
+      ->check(real_range(0.01, 1e7))
       ->group(kLoad);
   command
       .add_option("--drain", flags.limits.drain,
                   "Seconds after --duration that running requests have before they are cut")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e7))
+      ->check(real_range(0.0, 1e7))
       ->group(kLoad);
   command
       .add_option("--prompt-tokens", flags.prompt_tokens,
@@ -64,7 +65,7 @@ void add_load(CLI::App& command, ServeBenchFlags& flags) {
       ->group(kLoad);
   command.add_option("--timeout", flags.timeout, "Seconds one request may take")
       ->capture_default_str()
-      ->check(CLI::Range(0.01, 1e6))
+      ->check(real_range(0.01, 1e6))
       ->group(kLoad);
 }
 

@@ -4,6 +4,7 @@
 #include "bench_op.h"
 #include "bench_serve.h"
 #include "commands.h"
+#include "real_range.h"
 
 namespace twilight::app {
 namespace {
@@ -48,7 +49,7 @@ void add_op(CLI::App& bench, Action& action) {
                      ->add_option("--budget", flags->budget,
                                   "Mean size of the planted p = 0.95 sets, as a share of N")
                      ->capture_default_str()
-                     ->check(CLI::Range(1e-6, 0.25))
+                     ->check(real_range(1e-6, 0.25))
                      ->group(group);
   auto* seed = command->add_option("--seed", flags->seed, "Seed of the planted keys")
                    ->capture_default_str()

@@ -11,6 +11,7 @@
 #include "passkey.h"
 #include "paths.h"
 #include "progress.h"
+#include "real_range.h"
 #include "stats_json.h"
 #include "telemetry.h"
 
@@ -203,7 +204,7 @@ void add_demo(CLI::App& app, Action& action) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 30));
   command->add_option("--depth", flags->depth, "Where to hide it, 0 to 1; drawn by default")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(real_range(0.0, 1.0));
   command->add_option("--tokens", flags->tokens, "Tokens to decode each time")
       ->capture_default_str()
       ->check(CLI::Range(kAnswerTokens, 1 << 20));

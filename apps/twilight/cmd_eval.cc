@@ -7,6 +7,7 @@
 #include "lab.h"
 #include "lab_report.h"
 #include "output.h"
+#include "real_range.h"
 #include "twilight/error.h"
 
 namespace twilight::app {
@@ -69,7 +70,7 @@ struct EvalFlags {
     command.add_option("--depths", lab.depths, "Where to hide it, 0 to 1, a list")
         ->delimiter(',')
         ->capture_default_str()
-        ->check(CLI::Range(0.0, 1.0));
+        ->check(real_range(0.0, 1.0));
   }
 };
 
@@ -194,7 +195,7 @@ void add_words(CLI::App& parent, Action& action, bool zipf) {
   if (zipf) {
     command->add_option("--alpha", flags->words.alpha, "Exponent of the Zipf law")
         ->capture_default_str()
-        ->check(CLI::Range(1.0, 8.0));
+        ->check(real_range(1.0, 8.0));
   }
   command
       ->add_option("--answer", flags->answer,

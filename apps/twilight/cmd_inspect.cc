@@ -16,6 +16,7 @@
 #include "passkey.h"
 #include "paths.h"
 #include "progress.h"
+#include "real_range.h"
 #include "stats_json.h"
 #include "twilight/error.h"
 
@@ -218,7 +219,7 @@ void add_inspect(CLI::App& app, Action& action) {
             ->check(CLI::Range(1, 1 << 30)),
         command->add_option("--depth", flags->depth, "Where to hide it, 0 to 1")
             ->capture_default_str()
-            ->check(CLI::Range(0.0, 1.0)),
+            ->check(real_range(0.0, 1.0)),
         command->add_option("--fact-seed", flags->fact_seed, "Draws the fact")
             ->capture_default_str()}) {
     option->group(group)->excludes(prompt)->excludes(prompt_file);

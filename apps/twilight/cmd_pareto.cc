@@ -11,6 +11,7 @@
 #include "markup.h"
 #include "output.h"
 #include "pareto_picture.h"
+#include "real_range.h"
 #include "table.h"
 #include "twilight/error.h"
 
@@ -261,7 +262,7 @@ void add_pareto(CLI::App& app, Action& action) {
   command->add_option("--depths", flags->lab.depths, "Depths of passkey and niah, a list")
       ->delimiter(',')
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(real_range(0.0, 1.0));
   command->add_option("--trials", flags->lab.trials, "Items of a task for each depth")
       ->capture_default_str()
       ->check(CLI::Range(1, 100000));

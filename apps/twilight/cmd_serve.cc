@@ -5,6 +5,7 @@
 
 #include "commands.h"
 #include "interrupt.h"
+#include "real_range.h"
 #include "serve_flags.h"
 #include "twilight/error.h"
 
@@ -56,7 +57,7 @@ void add_serve(CLI::App& app, Action& action) {
   const std::string group = "Server";
   command->add_option("--grace", flags->grace, "Seconds that running requests have at shutdown")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 86400.0))
+      ->check(real_range(0.0, 86400.0))
       ->group(group);
   command->add_option("--log-format", flags->log_format, "text or json, one line a request")
       ->capture_default_str()

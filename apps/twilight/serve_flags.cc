@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "paths.h"
+#include "real_range.h"
 #include "twilight/error.h"
 
 namespace twilight::app {
@@ -83,7 +84,7 @@ void ServeFlags::add(CLI::App& command) {
       ->group(group);
   command.add_option("--max-body", max_body_mib, "Largest request body, MiB")
       ->capture_default_str()
-      ->check(CLI::Range(0.001, 1024.0))
+      ->check(real_range(0.001, 1024.0))
       ->group(group);
   command.add_option("--max-prompt", server.max_prompt, "Longest prompt in tokens; 0: the context")
       ->capture_default_str()
@@ -95,24 +96,24 @@ void ServeFlags::add(CLI::App& command) {
       ->group(group);
   command.add_option("--rate", server.rate, "Requests a second of one address; 0: any number")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e6))
+      ->check(real_range(0.0, 1e6))
       ->group(group);
   command.add_option("--burst", server.burst, "Requests an address may send at once, with --rate")
       ->capture_default_str()
-      ->check(CLI::Range(1.0, 1e6))
+      ->check(real_range(1.0, 1e6))
       ->group(group);
   command.add_option("--timeout", timeout, "Seconds a request may take in all; 0: any")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e6))
+      ->check(real_range(0.0, 1e6))
       ->group(group);
   command.add_option("--read-timeout", read_timeout, "Seconds for a whole request to arrive")
       ->capture_default_str()
-      ->check(CLI::Range(0.1, 1e6))
+      ->check(real_range(0.1, 1e6))
       ->group(group);
   command
       .add_option("--write-timeout", write_timeout, "Seconds a client may leave a response untaken")
       ->capture_default_str()
-      ->check(CLI::Range(0.1, 1e6))
+      ->check(real_range(0.1, 1e6))
       ->group(group);
   command
       .add_option("--stream-buffer", server.stream_events,

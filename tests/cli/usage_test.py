@@ -99,6 +99,24 @@ class Usage(cli_lib.ProgramTest):
         # The preset that ignores p refuses a bad one too.
         self.generate_refused(2, ("p, got 0",), "--attention", "dense", "--attn-p", "0")
 
+    def test_not_a_number(self):
+        serve = ("serve", "--model", vesper(), "--port", 0)
+        for command, flags in (
+                (("bench", "serve"), ("--rate", "--duration", "--drain", "--timeout")),
+                (serve, ("--max-body", "--rate", "--burst", "--timeout", "--read-timeout",
+                         "--write-timeout", "--grace")),
+                (("bench", "op"), ("--budget",)),
+                (("demo",), ("--depth",)),
+                (("eval", "passkey"), ("--depths",)),
+                (("eval", "fwe"), ("--alpha",)),
+                (("inspect",), ("--depth",)),
+                (("pareto",), ("--depths",))):
+            for flag in flags:
+                for value in ("nan", "-nan", "inf", "-1"):
+                    with self.subTest(command=command[0], flag=flag, value=value):
+                        self.check_refused(2, (flag, value, "number" if "nan" in value else "range"),
+                                           *command, flag + "=" + value)
+
     def test_machine_flags(self):
         self.generate_refused(2, ("[isa]", "got 'mmx'", "accepted auto, scalar"), "--isa", "mmx")
         self.generate_refused(2, ("[threads]", "got -1", "accepted"), "--threads", "-1")
