@@ -121,6 +121,23 @@ struct EngineOptions {
   bool full_precision = false;              ///< f32 products in prefill, for exact comparisons
 };
 
+/// How a token is drawn from logits: from the first `top_k` of them (larger ones first, of equal
+/// ones the lower id), cut to the shortest beginning that holds `top_p` of their softmax at this
+/// temperature, the one at which the share of that beginning passes `uniform`.
+struct TokenDraw {
+  double temperature = 0;  ///< 0: the likeliest token, the first of equal ones
+  std::int32_t top_k = 0;  ///< 0: off
+  double top_p = 1;        ///< (0, 1]
+  double uniform = 0;      ///< a random number, [0, 1)
+};
+
+/// What one sequence of a decode step gives back.
+struct DecodeRow {
+  std::optional<TokenDraw> draw;  ///< draws `token` where the logits are; empty: none is drawn
+  std::span<float> logits;        ///< [vocab], takes the logits; empty: they stay where they are
+  std::int32_t token = -1;        ///< -1: none, or logits with NaN or without a finite maximum
+};
+
 /// Runs a model over a paged cache: dense chunked prefill, decode through the policy. Not
 /// thread-safe.
 class TWILIGHT_API Engine {
@@ -181,6 +198,13 @@ class TWILIGHT_API Engine {
                                      std::span<const std::int32_t> tokens,
                                      std::span<std::int32_t> next, std::int32_t policy = 0);
 
+  /// The same with what each sequence's row asks for. Only drawn tokens, and logits that are asked
+  /// for, leave the device. Devices agree on a token but where a random number falls within the
+  /// rounding of a boundary between two of them.
+  [[nodiscard]] Status decode_rows(std::span<Sequence* const> sequences,
+                                   std::span<const std::int32_t> tokens, std::span<DecodeRow> rows,
+                                   std::int32_t policy = 0);
+
   /// Statistics of decode steps: per layer and sequence of the last step, and totals since
   /// `reset_totals`. `audit` adds the true kept mass, at the price of reading every key.
   void collect_stats(bool on, bool audit = false);
@@ -211,6 +235,8 @@ class TWILIGHT_API Sampler {
   /// Throws Error(kInvalidArgument) naming the option.
   explicit Sampler(const SamplingOptions& options);
   [[nodiscard]] std::int32_t sample(std::span<const float> logits);
+  /// What `sample` would do next, for Engine::decode_rows; takes the random number it would take.
+  [[nodiscard]] TokenDraw draw();
 
  private:
   SamplingOptions options_;

@@ -10,6 +10,7 @@
 #include "engine/device_impl.h"
 #include "engine/kv_cache_impl.h"
 #include "engine/model_impl.h"
+#include "engine/row_results.h"
 #include "model/transformer.h"
 #include "twilight/attention.h"
 
@@ -151,6 +152,7 @@ struct Engine::Impl {
         transformer(*device.impl().backend, device.impl().pool, model.impl().config,
                     model.impl().weights, std::max(options.prefill_chunk, options.max_seqs),
                     options.full_precision),
+        results(*device.impl().backend, transformer, model.info().vocab_size),
         cache(device,
               cache_options(options = size_cache(options, device, model.info()), model.info()),
               options.policy) {
@@ -191,14 +193,13 @@ struct Engine::Impl {
   }
 
   // A decode step's ops, recorded the second time that the same ones are wanted.
-  void run_decode_ops(AttentionPort& port, std::int32_t num_seqs, bool greedy) {
+  void run_decode_ops(AttentionPort& port, std::int32_t num_seqs) {
     const auto ops = [&] {
       transformer.run_layers(port);
-      transformer.run_logits(0, num_seqs);
-      if (greedy) transformer.run_argmax(num_seqs);
+      results.run(0, num_seqs);
     };
     Attention::Impl& impl = attention->impl();
-    step_key.assign({policy_number, greedy ? 1 : 0});
+    step_key.assign({policy_number, static_cast<std::int32_t>(results.kind())});
     impl.describe(step_key);
     if (recordings.size() > kMaxRecordings) recordings.clear();
     Recording& recording = recordings[step_key];
@@ -214,11 +215,8 @@ struct Engine::Impl {
 
   Status prefill(Sequence& sequence, std::span<const std::int32_t> tokens, std::span<float> logits,
                  const Progress& progress, const LogitsVisitor& visit);
-  // One of `logits` and `next` is empty.
   Status decode(std::span<Sequence* const> sequences, std::span<const std::int32_t> tokens,
-                std::span<float> logits, std::span<std::int32_t> next, std::int32_t policy);
-  // The likeliest tokens of the last step's rows, on a host by way of logits.
-  void read_greedy(std::span<std::int32_t> next, bool logits_there);
+                std::span<DecodeRow> rows, std::int32_t policy, bool needs_tokens = false);
 
   // Logits of all `count` rows of the last forward pass, a few at a time.
   void show_logits(std::int32_t count, std::int64_t first_token, const LogitsVisitor& visit) {
@@ -245,6 +243,7 @@ struct Engine::Impl {
   Model model;
   EngineOptions options;
   Transformer transformer;  // first: the cache may take the memory that is left
+  RowResults results;
   KvCache cache;
   std::vector<std::unique_ptr<Attention>> attentions;  // by policy number
   Attention* attention = nullptr;                      // of the last step
@@ -261,7 +260,7 @@ struct Engine::Impl {
   };
   std::map<std::vector<std::int32_t>, Recording> recordings;
   std::vector<std::int32_t> step_key;
-  std::vector<float> greedy_logits;  // [B, vocab], on a host
+  std::vector<DecodeRow> step_rows;  // of the last step, where the caller has none
   std::int32_t policy_number = 0;    // of the last decode step
 };
 
@@ -365,7 +364,12 @@ Engine::Status Engine::decode(std::span<Sequence* const> sequences,
       tokens.size() * static_cast<std::size_t>(impl_->model.info().vocab_size);
   require(logits.size() == num_logits, "decode", "number of logits, got ", logits.size(),
           ", accepted ", num_logits);
-  return impl_->decode(sequences, tokens, logits, {}, policy);
+  const std::size_t vocab = num_logits / std::max<std::size_t>(tokens.size(), 1);
+  impl_->step_rows.assign(tokens.size(), {});
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    impl_->step_rows[i].logits = logits.subspan(i * vocab, vocab);
+  }
+  return impl_->decode(sequences, tokens, impl_->step_rows, policy);
 }
 
 Engine::Status Engine::decode_greedy(std::span<Sequence* const> sequences,
@@ -374,15 +378,30 @@ Engine::Status Engine::decode_greedy(std::span<Sequence* const> sequences,
   check_batch(sequences, tokens);
   require(next.size() == tokens.size(), "decode", "number of next tokens, got ", next.size(),
           ", accepted ", tokens.size());
-  return impl_->decode(sequences, tokens, {}, next, policy);
+  impl_->step_rows.assign(tokens.size(), {.draw = TokenDraw{}});
+  const Status status = impl_->decode(sequences, tokens, impl_->step_rows, policy, true);
+  if (status != Status::kOk) return status;
+  for (std::size_t i = 0; i < next.size(); ++i) next[i] = impl_->step_rows[i].token;
+  return status;
+}
+
+Engine::Status Engine::decode_rows(std::span<Sequence* const> sequences,
+                                   std::span<const std::int32_t> tokens, std::span<DecodeRow> rows,
+                                   std::int32_t policy) {
+  check_batch(sequences, tokens);
+  require(rows.size() == tokens.size(), "decode", "number of rows, got ", rows.size(),
+          ", accepted ", tokens.size());
+  return impl_->decode(sequences, tokens, rows, policy);
 }
 
 Engine::Status Engine::Impl::decode(std::span<Sequence* const> sequences,
-                                    std::span<const std::int32_t> tokens, std::span<float> logits,
-                                    std::span<std::int32_t> next, std::int32_t policy) {
+                                    std::span<const std::int32_t> tokens,
+                                    std::span<DecodeRow> wanted, std::int32_t policy,
+                                    bool needs_tokens) {
   turn_to(policy);
   policy_number = policy;
   transformer.check_tokens(tokens);
+  results.begin(wanted);
   for (std::size_t i = 0; i < sequences.size() && i < chunk.size(); ++i) {
     chunk[i] = sequences[i]->num_tokens();
   }
@@ -391,49 +410,27 @@ Engine::Status Engine::Impl::decode(std::span<Sequence* const> sequences,
   DecodePort port(*attention, query_observer,
                   tokens.size() * static_cast<std::size_t>(model.info().num_q_heads) *
                       static_cast<std::size_t>(model.info().head_dim));
-  const bool greedy = !next.empty();
   const bool launches_alone =
       attention->impl().recordable() && !query_observer && num_seqs <= Transformer::kLogitRows;
   try {
     transformer.prepare(tokens, {chunk.data(), sequences.size()}, /*row_invariant=*/true);
     if (launches_alone) {
-      run_decode_ops(port, num_seqs, greedy);
-      if (!greedy) transformer.read_logits(num_seqs, logits);
+      results.upload(0, num_seqs);
+      run_decode_ops(port, num_seqs);
     } else {
       transformer.run_layers(port);
-      if (!greedy) transformer.logits(0, num_seqs, logits);
     }
-    if (greedy) read_greedy(next, launches_alone);
+    results.take(launches_alone);
+    for (const DecodeRow& row : wanted) {
+      require(!needs_tokens || row.token >= 0, "sampler",
+              "logits, got NaN or no finite maximum, accepted numbers");
+    }
   } catch (...) {
     attention->rollback();
     throw;
   }
   if (collect) add_totals(sequences.size());
   return Status::kOk;
-}
-
-void Engine::Impl::read_greedy(std::span<std::int32_t> next, bool logits_there) {
-  const auto num_rows = static_cast<std::int32_t>(next.size());
-  if (device.impl().backend->memory().is_host()) {
-    const auto vocab = static_cast<std::size_t>(model.info().vocab_size);
-    greedy_logits.resize(next.size() * vocab);
-    transformer.logits(0, num_rows, greedy_logits);
-    device.impl().backend->argmax(
-        {greedy_logits.data(), num_rows, model.info().vocab_size, next.data()});
-  } else if (logits_there) {
-    transformer.read_argmax(num_rows, next);
-  } else {
-    for (std::int32_t row = 0; row < num_rows; row += Transformer::kLogitRows) {
-      const std::int32_t count = std::min(Transformer::kLogitRows, num_rows - row);
-      transformer.run_logits(row, count);
-      transformer.run_argmax(count);
-      transformer.read_argmax(
-          count, next.subspan(static_cast<std::size_t>(row), static_cast<std::size_t>(count)));
-    }
-  }
-  for (const std::int32_t token : next) {
-    require(token >= 0, "sampler", "logits, got NaN or no finite maximum, accepted numbers");
-  }
 }
 
 void Engine::collect_stats(bool on, bool audit) {

@@ -27,9 +27,6 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const floa
   GenerateResult result;
   Sampler sampler(options.sampling);
   const std::vector<std::int32_t>& eos = engine.model().info().eos_tokens;
-  // Greedy steps choose where the logits are.
-  const bool greedy = options.sampling.temperature == 0;
-  std::vector<float> next(greedy ? 0 : logits.size());
   std::int32_t chosen = options.max_tokens > 0 ? sampler.sample(logits) : 0;
   Sequence* const batch[] = {&sequence};
   while (static_cast<std::int32_t>(result.tokens.size()) < options.max_tokens) {
@@ -49,8 +46,8 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const floa
     if (static_cast<std::int32_t>(result.tokens.size()) == options.max_tokens) break;
     if (sequence.num_tokens() >= engine.options().max_context) break;
     const auto start = std::chrono::steady_clock::now();
-    const Engine::Status status = greedy ? engine.decode_greedy(batch, {&token, 1}, {&chosen, 1})
-                                         : engine.decode(batch, {&token, 1}, next);
+    DecodeRow row{.draw = sampler.draw()};
+    const Engine::Status status = engine.decode_rows(batch, {&token, 1}, {&row, 1});
     if (status == Engine::Status::kOutOfPages) {
       result.reason = FinishReason::kOutOfPages;
       return result;
@@ -59,7 +56,8 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const floa
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     ++result.decode_steps;
     if (options.on_step) options.on_step();
-    if (!greedy) chosen = sampler.sample(next);
+    require(row.token >= 0, "sampler", "logits, got NaN or no finite maximum, accepted numbers");
+    chosen = row.token;
   }
   return result;
 }

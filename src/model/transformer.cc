@@ -90,7 +90,8 @@ Transformer::Transformer(Backend& backend, ThreadPool& pool, const ModelConfig& 
     if (host) return;
     const std::int64_t logit_rows = std::min<std::int64_t>(rows, kLogitRows);
     logits_ = arena.take<float>("logits", logit_rows * config_.vocab_size);
-    largest_ = arena.take<std::int32_t>("largest", logit_rows);
+    draws_ = arena.take<RowDraw>("draws", logit_rows);
+    chosen_ = arena.take<std::int32_t>("chosen", logit_rows);
     tokens_ = arena.take<std::int32_t>("tokens", rows);
     positions_ = arena.take<std::int32_t>("positions", rows);
   };
@@ -258,13 +259,22 @@ void Transformer::run_layers(AttentionPort& attention) {
 
 void Transformer::run_argmax(std::int32_t num_rows) {
   TWILIGHT_DCHECK(logits_ != nullptr && num_rows <= kLogitRows);
-  backend_.argmax({logits_, num_rows, config_.vocab_size, largest_});
+  backend_.argmax({logits_, num_rows, config_.vocab_size, chosen_});
 }
 
-void Transformer::read_argmax(std::int32_t num_rows, std::span<std::int32_t> out) {
-  TWILIGHT_DCHECK(out.size() == static_cast<std::size_t>(num_rows));
-  static_cast<void>(num_rows);
-  memory_.download(out.data(), largest_, out.size_bytes());
+void Transformer::set_draws(std::span<const RowDraw> draws) {
+  TWILIGHT_DCHECK(draws_ != nullptr && draws.size() <= std::size_t{kLogitRows});
+  memory_.upload(draws_, draws.data(), draws.size_bytes());
+}
+
+void Transformer::run_sample(std::int32_t num_rows) {
+  TWILIGHT_DCHECK(logits_ != nullptr && num_rows <= kLogitRows);
+  backend_.sample_rows({logits_, num_rows, config_.vocab_size, draws_, chosen_});
+}
+
+void Transformer::read_tokens(std::span<std::int32_t> out) {
+  TWILIGHT_DCHECK(out.size() <= std::size_t{kLogitRows});
+  memory_.download(out.data(), chosen_, out.size_bytes());
 }
 
 void Transformer::run_logits(std::int32_t first_row, std::int32_t num_rows) {
@@ -278,11 +288,12 @@ void Transformer::write_logits(std::int32_t first_row, std::int32_t num_rows, fl
   backend_.linear(linear(normed_, lm_head_, {}, out, num_rows));
 }
 
-void Transformer::read_logits(std::int32_t num_rows, std::span<float> out) {
+void Transformer::read_logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out) {
   TWILIGHT_DCHECK(out.size() ==
                   static_cast<std::size_t>(std::int64_t{num_rows} * config_.vocab_size));
   static_cast<void>(num_rows);
-  memory_.download(out.data(), logits_, out.size_bytes());
+  memory_.download(out.data(), logits_ + std::int64_t{first_row} * config_.vocab_size,
+                   out.size_bytes());
 }
 
 void Transformer::logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out) {
@@ -301,8 +312,9 @@ void Transformer::logits(std::int32_t first_row, std::int32_t num_rows, std::spa
   for (std::int32_t row = 0; row < num_rows; row += kLogitRows) {
     const std::int32_t count = std::min(kLogitRows, num_rows - row);
     run_logits(first_row + row, count);
-    read_logits(count, out.subspan(static_cast<std::size_t>(row * vocab),
-                                   static_cast<std::size_t>(count * vocab)));
+    read_logits(0, count,
+                out.subspan(static_cast<std::size_t>(row * vocab),
+                            static_cast<std::size_t>(count * vocab)));
   }
 }
 

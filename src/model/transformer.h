@@ -59,12 +59,15 @@ class Transformer {
   /// Ops alone that leave the logits [rows, vocab] of up to kLogitRows rows in the backend's
   /// memory, from where `read_logits` takes them. Only where that is not the host's.
   void run_logits(std::int32_t first_row, std::int32_t num_rows);
-  void read_logits(std::int32_t num_rows, std::span<float> out);
+  void read_logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out);
   static constexpr std::int32_t kLogitRows = 64;
-  /// The same for the numbers of the largest logits that run_logits left: -1 for a row with NaN or
+  /// The same for tokens chosen from the logits that run_logits left: the first of the largest, or
+  /// one drawn as `set_draws` said, whose number of rows it is for. -1 for a row with NaN or
   /// without a finite maximum.
   void run_argmax(std::int32_t num_rows);
-  void read_argmax(std::int32_t num_rows, std::span<std::int32_t> out);
+  void set_draws(std::span<const RowDraw> draws);
+  void run_sample(std::int32_t num_rows);
+  void read_tokens(std::span<std::int32_t> out);
 
   /// Logits [rows, vocab] of rows `first_row` .. of the last forward pass, to host memory.
   void logits(std::int32_t first_row, std::int32_t num_rows, std::span<float> out);
@@ -118,7 +121,8 @@ class Transformer {
   Buffer staging_;                     // rows looked up on the host on their way to a device
   float* input_hidden_ = nullptr;      // hidden_ itself on the host, else staged
   float* logits_ = nullptr;            // [kLogitRows, vocab]
-  std::int32_t* largest_ = nullptr;    // [kLogitRows]
+  RowDraw* draws_ = nullptr;           // [kLogitRows]
+  std::int32_t* chosen_ = nullptr;     // [kLogitRows]
   std::int32_t* tokens_ = nullptr;     // [T]
   std::int32_t* positions_ = nullptr;  // [T]
   float* hidden_ = nullptr;            // [T, hidden]

@@ -145,6 +145,11 @@ void Backend::argmax(const ArgmaxParams& params) {
   do_argmax(params);
 }
 
+void Backend::sample_rows(const SampleRowsParams& params) {
+  validate(params);
+  do_sample_rows(params);
+}
+
 void Backend::project(const ProjectParams& params) {
   validate(params);
   do_project(params);

@@ -9,6 +9,7 @@
 #include "core/device_memory.h"
 #include "ops/block_params.h"
 #include "ops/params.h"
+#include "ops/sample_row.h"
 
 namespace twilight {
 
@@ -108,6 +109,7 @@ class Backend {
   void embed(const EmbedParams& params);
   void rotation(const RotationParams& params);
   void argmax(const ArgmaxParams& params);
+  void sample_rows(const SampleRowsParams& params);
   /// Same results as rms_norm, linear, rope and silu_mul one after the other; a backend may skip
   /// what their parameters call scratch, and round where `linear` would.
   void project(const ProjectParams& params);
@@ -141,7 +143,10 @@ class Backend {
   virtual void do_embed(const EmbedParams& params);
   virtual void do_rotation(const RotationParams& params);
   virtual void do_argmax(const ArgmaxParams& params);
+  virtual void do_sample_rows(const SampleRowsParams& params);
   virtual void do_count_tail(const CountTailParams& params, Workspace workspace);
+
+  SampleOrder sample_order_;  // of do_sample_rows; grows with the longest row once
 };
 
 /// Scalar reference, double accumulation, one thread.

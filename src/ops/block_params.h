@@ -53,6 +53,34 @@ struct ArgmaxParams {
   std::int32_t* out = nullptr;  ///< [num_rows]
 };
 
+/// How one row's token is drawn; the random number comes with it, so a row's token depends on the
+/// row alone.
+struct RowDraw {
+  double temperature = 0;  ///< 0 or more, finite; 0 takes the first of the largest
+  double top_p = 1;        ///< above 0 to 1
+  double uniform = 0;      ///< [0, 1)
+  std::int32_t top_k = 0;  ///< 0 or more; 0: off
+  std::int32_t padding = 0;
+};
+
+/// A token of each row of logits x. The definition:
+///   order    larger logits first, of equal ones the lower number; the first top_k where top_k > 0
+///   weight   exp((x - largest) / temperature), the difference in f32, the rest in f64
+///   nucleus  the shortest beginning of the order whose weights reach top_p of the sum of all
+///   token    the first of the nucleus at which the weights up to it, itself included, exceed
+///            uniform times the nucleus' sum; the last one where rounding leaves none
+/// On a host sums are f64 in the order above. Elsewhere weights may be rounded to whole units of at
+/// most 2^-61 cols, so that sums depend on no order; the token differs only where top_p or uniform
+/// lies within that rounding of a boundary between two tokens. -1 where a row holds NaN or has no
+/// finite maximum.
+struct SampleRowsParams {
+  const float* x = nullptr;  ///< [num_rows, cols]
+  std::int32_t num_rows = 0;
+  std::int64_t cols = 0;
+  const RowDraw* draws = nullptr;  ///< [num_rows]
+  std::int32_t* out = nullptr;     ///< [num_rows]
+};
+
 /// Pages whose value means a sparse step's tail read, candidates and far ones, for statistics.
 struct CountTailParams {
   SeqSubset seqs;

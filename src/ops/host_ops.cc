@@ -39,6 +39,14 @@ void Backend::do_argmax(const ArgmaxParams& params) {
   }
 }
 
+void Backend::do_sample_rows(const SampleRowsParams& params) {
+  for (std::int64_t row = 0; row < params.num_rows; ++row) {
+    params.out[row] =
+        sample_row({params.x + row * params.cols, static_cast<std::size_t>(params.cols)},
+                   params.draws[row], sample_order_);
+  }
+}
+
 void Backend::do_count_tail(const CountTailParams& params, Workspace /*workspace*/) {
   const PagedKvView& kv = params.kv;
   const TailParams& tail = params.tail;

@@ -37,6 +37,7 @@ void validate(const SiluMulParams& params);
 void validate(const EmbedParams& params);
 void validate(const RotationParams& params);
 void validate(const ArgmaxParams& params);
+void validate(const SampleRowsParams& params);
 void validate(const ProjectParams& params);
 void validate(const FeedForwardParams& params);
 void validate(const CountTailParams& params);

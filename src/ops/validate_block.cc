@@ -38,6 +38,16 @@ void validate(const ArgmaxParams& params) {
   check.pointer("out", params.out);
 }
 
+void validate(const SampleRowsParams& params) {
+  const FieldChecks check{"sample_rows"};
+  check.at_least("num_rows", params.num_rows, 0);
+  check.in_range("cols", params.cols, 1, 0x7fffffff);
+  if (params.num_rows == 0) return;
+  check.pointer("x", params.x);
+  check.pointer("draws", params.draws);
+  check.pointer("out", params.out);
+}
+
 void validate(const ProjectParams& params) {
   const FieldChecks check{"project"};
   validate(params.norm);

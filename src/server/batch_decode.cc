@@ -11,8 +11,16 @@ namespace twilight::server {
 
 // Draws the next token from logits that follow all tokens of the task.
 void BatchLoop::take_logits(Task& task, std::span<const float> logits) {
+  guarded(task, [&] { take_token(task, task.choice.sample(logits), logits); });
+}
+
+// `logits` may be empty where the request shows no log-probabilities.
+void BatchLoop::take_token(Task& task, std::int32_t token, std::span<const float> logits) {
   guarded(task, [&] {
-    const std::int32_t token = task.choice.sample(logits);
+    if (token < 0) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "[sampler] logits, got NaN or no finite maximum, accepted numbers");
+    }
     const auto is_end = [&](const std::vector<std::int32_t>& ends) {
       return std::find(ends.begin(), ends.end(), token) != ends.end();
     };
@@ -86,6 +94,30 @@ void BatchLoop::show_live(const Task& task, std::size_t row) const {
   live_(task.id, std::move(kept));
 }
 
+// What each task of a step needs: a token, logits where more than the token depends on them, or
+// nothing, for tokens that run again.
+std::vector<DecodeRow> BatchLoop::rows_of(const std::vector<Task*>& group) {
+  const auto vocab = static_cast<std::size_t>(engine_.model().info().vocab_size);
+  const auto again = [](const Task& task) { return task.replayed + 1 < task.generated.size(); };
+  const auto needs_logits = [&](const Task* task) {
+    return !again(*task) && (!task->choice.draws_alone() || task->request.top_logprobs >= 0);
+  };
+  const auto count =
+      static_cast<std::size_t>(std::count_if(group.begin(), group.end(), needs_logits));
+  logits_.resize(std::max(logits_.size(), count * vocab));
+  std::vector<DecodeRow> rows(group.size());
+  float* next = logits_.data();
+  for (std::size_t i = 0; i < group.size(); ++i) {
+    if (needs_logits(group[i])) {
+      rows[i].logits = {next, vocab};
+      next += vocab;
+    } else if (!again(*group[i])) {
+      rows[i].draw = group[i]->choice.draw();
+    }
+  }
+  return rows;
+}
+
 void BatchLoop::decode_group(std::int32_t policy, std::vector<Task*>& group) {
   std::vector<Sequence*> sequences;
   std::vector<std::int32_t> tokens;
@@ -93,11 +125,9 @@ void BatchLoop::decode_group(std::int32_t policy, std::vector<Task*>& group) {
     sequences.push_back(&*task->sequence);
     tokens.push_back(task->generated[task->replayed]);
   }
-  const auto vocab = static_cast<std::size_t>(engine_.model().info().vocab_size);
-  logits_.resize(std::max(logits_.size(), group.size() * vocab));
+  std::vector<DecodeRow> rows = rows_of(group);
   try {
-    const std::span<float> rows(logits_.data(), group.size() * vocab);
-    if (engine_.decode(sequences, tokens, rows, policy) != Engine::Status::kOk) {
+    if (engine_.decode_rows(sequences, tokens, rows, policy) != Engine::Status::kOk) {
       throw Error(ErrorCode::kInternal, "[decode] no pages left where they were made free");
     }
   } catch (const std::exception& e) {
@@ -110,7 +140,11 @@ void BatchLoop::decode_group(std::int32_t policy, std::vector<Task*>& group) {
     if (again) continue;
     note_stats(task, i);
     show_live(task, i);
-    take_logits(task, {logits_.data() + i * vocab, vocab});
+    if (rows[i].draw) {
+      take_token(task, rows[i].token, {});
+    } else {
+      take_logits(task, rows[i].logits);
+    }
   }
 }
 

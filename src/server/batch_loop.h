@@ -63,10 +63,12 @@ class BatchLoop {
   void run_chunk(Task& task);
   void prompt_done(Task& task, std::span<const float> logits);
   void decode_step();
+  [[nodiscard]] std::vector<DecodeRow> rows_of(const std::vector<Task*>& group);
   void decode_group(std::int32_t policy, std::vector<Task*>& group);
   void note_stats(Task& task, std::size_t row);
   void show_live(const Task& task, std::size_t row) const;
   void take_logits(Task& task, std::span<const float> logits);
+  void take_token(Task& task, std::int32_t token, std::span<const float> logits);
   void preempt_youngest();
   bool take_policy(Task& task);
   void note_cached(Task& task, std::int32_t tokens);
@@ -103,7 +105,7 @@ class BatchLoop {
   };
   std::vector<AddedPolicy> policies_;
   std::int64_t admissions_ = 0;
-  std::vector<float> logits_;
+  std::vector<float> logits_;  ///< of the rows that need them
   LiveVisitor live_;
   struct End {
     std::shared_ptr<RequestSink> sink;

@@ -23,6 +23,9 @@ class TokenChoice {
               std::vector<std::pair<std::int32_t, float>> logit_bias)
       : sampler_(sampling), bias_(std::move(logit_bias)) {}
   [[nodiscard]] std::int32_t sample(std::span<const float> logits);
+  /// Whether the choice needs no logits on the host; then `draw` is what `sample` would do.
+  [[nodiscard]] bool draws_alone() const { return bias_.empty(); }
+  [[nodiscard]] TokenDraw draw() { return sampler_.draw(); }
 
  private:
   Sampler sampler_;

@@ -446,6 +446,16 @@ void MirroredBackend::do_argmax(const ArgmaxParams& params) {
   t.finish();
 }
 
+void MirroredBackend::do_sample_rows(const SampleRowsParams& params) {
+  SampleRowsParams p = params;
+  Transfer t(*this);
+  p.x = t.in(p.x, p.num_rows * p.cols);
+  p.draws = t.in(p.draws, p.num_rows);
+  p.out = t.out(p.out, p.num_rows);
+  inner_->sample_rows(p);
+  t.finish();
+}
+
 void MirroredBackend::do_project(const ProjectParams& params) {
   ProjectParams p = params;
   if (p.norm.num_rows == 0) return;

@@ -387,6 +387,13 @@ void FarBackend::do_argmax(const ArgmaxParams& params) {
   run([this, p = params] { inner_->argmax(p); });
 }
 
+void FarBackend::do_sample_rows(const SampleRowsParams& params) {
+  far("x", params.x);
+  far("draws", params.draws);
+  far("out", params.out);
+  run([this, p = params] { inner_->sample_rows(p); });
+}
+
 void FarBackend::do_count_tail(const CountTailParams& params, Workspace workspace) {
   CountTailParams p = params;
   take(p.kv);

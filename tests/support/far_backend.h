@@ -136,6 +136,7 @@ class FarBackend final : public Backend {
   void do_embed(const EmbedParams& params) override;
   void do_rotation(const RotationParams& params) override;
   void do_argmax(const ArgmaxParams& params) override;
+  void do_sample_rows(const SampleRowsParams& params) override;
   void do_count_tail(const CountTailParams& params, Workspace workspace) override;
 
   std::unique_ptr<Backend> inner_;

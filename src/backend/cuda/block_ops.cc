@@ -216,6 +216,10 @@ void CudaBackend::do_rotation(const RotationParams& params) {
 
 void CudaBackend::do_argmax(const ArgmaxParams& params) { base::argmax(params, stream_.get()); }
 
+void CudaBackend::do_sample_rows(const SampleRowsParams& params) {
+  cuda_fast::sample_rows(params, dependent_, stream_.get());
+}
+
 void CudaBackend::do_count_tail(const CountTailParams& params, Workspace workspace) {
   Arena arena(workspace.data, workspace.bytes);
   base::count_tail(params, device_subset(params.seqs, arena, stream_.get()), stream_.get());

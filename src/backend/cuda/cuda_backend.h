@@ -73,6 +73,7 @@ class CudaBackend final : public Backend {
   void do_embed(const EmbedParams& params) override;
   void do_rotation(const RotationParams& params) override;
   void do_argmax(const ArgmaxParams& params) override;
+  void do_sample_rows(const SampleRowsParams& params) override;
   void do_project(const ProjectParams& params) override;
   void do_feed_forward(const FeedForwardParams& params) override;
   void do_count_tail(const CountTailParams& params, Workspace workspace) override;
