@@ -62,6 +62,34 @@ TEST(Scheduler, TheRestOfTheBatchChangesNothing) {
   }
 }
 
+// Log-probabilities want logits, which take the sampling to the host; a bias of nothing as well.
+TEST(Scheduler, WhereTokensAreDrawnChangesNothing) {
+  std::vector<Request> requests;
+  for (std::uint64_t i = 0; i < 4; ++i) {
+    Request request = request_of(prompt_of(30 + 20 * i, i + 1), 12);
+    request.sampling = {.temperature = 0.4 * static_cast<double>(i),
+                        .top_k = i == 2 ? 10 : 0,
+                        .top_p = i == 3 ? 0.8 : 1,
+                        .seed = i};
+    requests.push_back(request);
+    request.top_logprobs = 0;
+    requests.push_back(request);
+    request.top_logprobs = -1;
+    request.logit_bias = {{3, 0.0F}};
+    requests.push_back(request);
+  }
+  Scheduler scheduler(cpu(), vesper(), scheduler_options(12));
+  const LeakCheck leaks(scheduler);
+  std::vector<std::shared_ptr<Recorder>> sinks;
+  for (const Request& request : requests) sinks.push_back(start(scheduler, request));
+  for (std::size_t i = 0; i < sinks.size(); ++i) {
+    EXPECT_EQ(sinks[i]->wait(), EndReason::kLength);
+    EXPECT_EQ(sinks[i]->tokens(), tokens_alone(requests[i / 3 * 3])) << i;
+    EXPECT_EQ(sinks[i]->tokens().size(), 12U);
+  }
+  for (const auto& shown : sinks[1]->shown()) EXPECT_LT(shown.logprob, 0);
+}
+
 TEST(Scheduler, ACachedPrefixChangesNothing) {
   Scheduler scheduler(cpu(), vesper(), scheduler_options());
   const LeakCheck leaks(scheduler);

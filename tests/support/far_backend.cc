@@ -84,6 +84,7 @@ void FarMemory::download(void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
   check("download", from, to);
   ++downloads_;
+  downloaded_bytes_ += static_cast<std::int64_t>(bytes);
   const Access access(*this);
   std::memcpy(to, from, bytes);
 }

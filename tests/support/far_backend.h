@@ -37,6 +37,7 @@ class FarMemory final : public DeviceMemory {
   /// Uploads and downloads so far.
   [[nodiscard]] std::int64_t uploads() const { return uploads_; }
   [[nodiscard]] std::int64_t downloads() const { return downloads_; }
+  [[nodiscard]] std::int64_t downloaded_bytes() const { return downloaded_bytes_; }
 
   /// Access for as long as it lives.
   class Access {
@@ -62,6 +63,7 @@ class FarMemory final : public DeviceMemory {
   std::size_t free_bytes_ = 0;
   std::int64_t uploads_ = 0;
   std::int64_t downloads_ = 0;
+  std::int64_t downloaded_bytes_ = 0;
   bool recording_ = false;
 };
 

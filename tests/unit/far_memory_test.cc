@@ -6,33 +6,15 @@
 #include <string>
 #include <vector>
 
-#include "core/thread_pool.h"
-#include "engine/device_impl.h"
 #include "support/engine_runs.h"
 #include "support/expect_error.h"
 #include "support/expect_stats.h"
-#include "support/far_backend.h"
+#include "support/far_device.h"
 
 /// The engine on a device whose memory the host cannot touch (FarBackend): the same bits as on the
 /// host, with recorded steps, shared pages, statistics and changes of policy.
 namespace twilight::test {
 namespace {
-
-struct FarDevice {
-  explicit FarDevice(IndexLayout layout = IndexLayout::kTokenLanes, bool reference = false)
-      : pool(2), device(make(layout, reference)) {}
-
-  Device make(IndexLayout layout, bool reference) {
-    auto far = std::make_unique<FarBackend>(
-        reference ? make_ref_backend() : make_cpu_backend(pool, "auto"), layout);
-    backend = far.get();
-    return Device(std::make_shared<Device::Impl>(std::move(far), 1));
-  }
-
-  ThreadPool pool;
-  FarBackend* backend = nullptr;
-  Device device;
-};
 
 SparsePolicy policy_of(const std::string& name) {
   if (name == "dense") return make_policy(name);
@@ -204,6 +186,138 @@ TEST(FarMemory, GreedyStepsOfCopiesChooseAsLogitsDo) {
       EXPECT_EQ(next, std::vector<std::int32_t>(2, token)) << step;
       tokens = next;
     }
+  }
+}
+
+// What each row of a step asks for: a token drawn one way or another, logits, both, nothing.
+std::vector<DecodeRow> mixed_rows(std::size_t count, std::vector<Sampler>& samplers,
+                                  std::vector<Logits>& logits, int step) {
+  std::vector<DecodeRow> rows(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t kind = (i + static_cast<std::size_t>(step) / 3) % 7;
+    if (kind != 2 && kind != 6) rows[i].draw = samplers[i].draw();
+    if (kind == 2 || kind == 3 || kind == 4) rows[i].logits = logits[i];
+  }
+  return rows;
+}
+
+// Drawn tokens are the sampler's for the logits there would have been, on the host and on a device,
+// for batches that are launched whole and larger ones.
+TEST(FarMemory, StepsDrawTheTokensOfTheSampler) {
+  const auto vocab = static_cast<std::size_t>(tiny().info().vocab_size);
+  for (const std::size_t count : {std::size_t{7}, std::size_t{70}}) {
+    FarDevice far;
+    const Device host = cpu();
+    std::vector<std::vector<std::int32_t>> texts[2];
+    int side = 0;
+    for (const Device& device : {host, far.device}) {
+      EngineOptions options = options_of(policy_of("adaptive"), 320);
+      options.max_seqs = static_cast<std::int32_t>(count) + 1;
+      options.cache_tokens = 64 * options.max_seqs;
+      Engine engine(device, tiny(), options);
+      std::vector<Sequence> sequences;
+      std::vector<Sequence*> batch;
+      std::vector<Sampler> samplers;
+      std::vector<Sampler> shadows;
+      std::vector<Logits> logits(count, Logits(vocab));
+      Sequence start = engine.cache().new_sequence();
+      prefill(engine, start, some_tokens(33, 1, tiny()));
+      for (std::size_t i = 0; i < count; ++i) {
+        sequences.push_back(start.fork());
+        const SamplingOptions sampling{.temperature = 0.4 * static_cast<double>(i % 4),
+                                       .top_k = i % 3 == 0 ? 30 : 0,
+                                       .top_p = i % 2 == 0 ? 0.9 : 1,
+                                       .seed = i};
+        samplers.emplace_back(sampling);
+        shadows.emplace_back(sampling);
+      }
+      for (Sequence& sequence : sequences) batch.push_back(&sequence);
+      std::vector<std::int32_t> tokens = some_tokens(count, 3, tiny());
+      for (int step = 0; step < 9; ++step) {
+        // The logits of the same step, on sequences that are taken back.
+        std::vector<Sequence> copies;
+        std::vector<Sequence*> others;
+        for (Sequence& sequence : sequences) copies.push_back(sequence.fork());
+        for (Sequence& sequence : copies) others.push_back(&sequence);
+        Logits all(count * vocab);
+        ASSERT_EQ(engine.decode(others, tokens, all), Engine::Status::kOk);
+        copies.clear();
+        std::vector<DecodeRow> rows = mixed_rows(count, samplers, logits, step);
+        ASSERT_EQ(engine.decode_rows(batch, tokens, rows), Engine::Status::kOk);
+        for (std::size_t i = 0; i < count; ++i) {
+          const std::span<const float> row(all.data() + i * vocab, vocab);
+          EXPECT_EQ(rows[i].token, rows[i].draw ? shadows[i].sample(row) : -1) << i;
+          if (!rows[i].logits.empty()) {
+            EXPECT_TRUE(same_bits(logits[i], Logits(row.begin(), row.end()))) << i;
+          }
+          tokens[i] = rows[i].draw ? rows[i].token : 5;
+        }
+        texts[side].push_back(tokens);
+      }
+      ++side;
+    }
+    EXPECT_EQ(texts[0], texts[1]);
+    EXPECT_EQ(far.backend->replays() > 0, count <= 64);
+  }
+}
+
+TEST(FarMemory, DrawnTokensAloneComeBack) {
+  FarDevice far;
+  EngineOptions options = options_of(policy_of("paper"), 320);
+  options.max_seqs = 3;
+  Engine engine(far.device, tiny(), options);
+  engine.collect_stats(false);
+  Sequence first = engine.cache().new_sequence();
+  prefill(engine, first, some_tokens(40, 1, tiny()));
+  Sequence second = first.fork();
+  Sequence third = first.fork();
+  Sequence* const batch[] = {&first, &second, &third};
+  const std::vector<std::int32_t> tokens = {1, 2, 3};
+  Sampler sampler({.temperature = 1, .seed = 4});
+  Logits logits(2 * static_cast<std::size_t>(tiny().info().vocab_size));
+  const std::size_t vocab = logits.size() / 2;
+  const FarMemory& memory = far.backend->far_memory();
+  const auto moved = [&](std::vector<DecodeRow> rows) {
+    const std::int64_t before = memory.downloaded_bytes();
+    EXPECT_EQ(engine.decode_rows(batch, tokens, rows), Engine::Status::kOk);
+    return memory.downloaded_bytes() - before;
+  };
+  const auto row_bytes = static_cast<std::int64_t>(vocab * sizeof(float));
+  const DecodeRow drawn{.draw = sampler.draw()};
+  const DecodeRow shown{.logits = std::span(logits).first(vocab)};
+  const DecodeRow next{.logits = std::span(logits).subspan(vocab)};
+  for (int i = 0; i < 3; ++i) {  // run, recorded, replayed
+    EXPECT_EQ(moved({drawn, drawn, drawn}), 12);
+    EXPECT_EQ(moved({drawn, {}, {.draw = TokenDraw{}}}), 12);
+    EXPECT_EQ(moved({{}, {.draw = TokenDraw{}}, {}}), 12);
+    EXPECT_EQ(moved({drawn, shown, drawn}), 12 + row_bytes);
+    EXPECT_EQ(moved({{}, shown, next}), 2 * row_bytes);
+    EXPECT_EQ(moved({{}, {}, {}}), 0);
+  }
+}
+
+TEST(FarMemory, RowsAreChecked) {
+  FarDevice far;
+  const Device host = cpu();
+  for (const Device& device : {host, far.device}) {
+    Engine engine(device, tiny(), options_of(policy_of("paper"), 320));
+    Sequence sequence = engine.cache().new_sequence();
+    prefill(engine, sequence, some_tokens(20, 1, tiny()));
+    Sequence* const batch[] = {&sequence};
+    const std::int32_t token = 1;
+    const auto refused = [&](const char* what, std::vector<DecodeRow> rows) {
+      expect_error(ErrorCode::kInvalidArgument, {what, "got ", "accepted "}, [&] {
+        (void)engine.decode_rows(batch, {&token, 1}, rows);
+      });
+    };
+    Logits logits(3);
+    refused("number of rows", {});
+    refused("number of logits", {{.logits = logits}});
+    refused("temperature", {{.draw = TokenDraw{.temperature = -1}}});
+    refused("top_k", {{.draw = TokenDraw{.top_k = -1}}});
+    refused("top_p", {{.draw = TokenDraw{.top_p = 0}}});
+    refused("uniform", {{.draw = TokenDraw{.uniform = 1}}});
+    EXPECT_EQ(sequence.num_tokens(), 20);
   }
 }
 

@@ -145,6 +145,32 @@ TEST(Generate, CountsTokens) {
   });
 }
 
+// The engine draws what a sampler of the same seed draws from the logits.
+TEST(Generate, DrawsTheTokensOfTheSampler) {
+  Engine engine(cpu(), vesper(), options_of(sparse_policy(), 128));
+  Sequence sequence = engine.cache().new_sequence();
+  const Logits first = prefill(engine, sequence, some_tokens(40));
+  for (const SamplingOptions& sampling :
+       {SamplingOptions{}, SamplingOptions{.temperature = 1, .seed = 3},
+        SamplingOptions{.temperature = 0.7, .top_k = 50, .top_p = 0.9, .seed = 4}}) {
+    Sequence fork = sequence.fork();
+    GenerateOptions options;
+    options.max_tokens = 16;
+    options.stop_at_eos = false;
+    options.sampling = sampling;
+    const GenerateResult result = generate(engine, fork, first, options);
+    Sequence other = sequence.fork();
+    Sampler sampler(sampling);
+    Logits logits = first;
+    std::vector<std::int32_t> tokens;
+    for (int i = 0; i < 16; ++i) {
+      tokens.push_back(sampler.sample(logits));
+      logits = decode(engine, other, tokens.back());
+    }
+    EXPECT_EQ(result.tokens, tokens) << "temperature " << sampling.temperature;
+  }
+}
+
 TEST(Generate, StopsAtTheEndToken) {
   ASSERT_FALSE(vesper().info().eos_tokens.empty());
   const std::int32_t eos = vesper().info().eos_tokens.front();

@@ -3,6 +3,7 @@
 #include "backend/cuda/base/base_ops.h"
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/fast/rows_linear.h"
+#include "backend/cuda/fast/sample.h"
 #include "backend/cuda/host_words.h"
 
 // The forward pass around attention. A decode step's products read the weights once with up to 64

@@ -312,6 +312,9 @@ __device__ float logit_of(Key key) {
 template <int kBlocks>
 __global__ void __launch_bounds__(kThreadsOf<kBlocks>)
     sample_kernel(const __grid_constant__ SampleRowsParams params, int unit_bits) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (kBlocks > 1) return;  // never launched there
+#endif
   extern __shared__ uint4 memory_of_block[];
   Shared& s = *reinterpret_cast<Shared*>(memory_of_block);
   const int rank = cluster_rank<kBlocks>();
