@@ -49,6 +49,8 @@ std::vector<RowDraw> draws_of(std::int64_t cols) {
                                 {1, 1, 0, 0},
                                 {1, 1, kAlmostOne, 0},
                                 {1, 0.9, kAlmostOne, 0},
+                                {1, 1, 0.999999, 0},
+                                {1, 0.9, 0.999999, 0},
                                 {1, 1, 0.5, 1},
                                 {1, 1e-9, 0.5, 0},
                                 {1, 0.5, kAlmostOne, 2},

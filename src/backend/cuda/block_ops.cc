@@ -215,7 +215,10 @@ void CudaBackend::do_rotation(const RotationParams& params) {
   base::rotation(params, stream_.get());
 }
 
-void CudaBackend::do_argmax(const ArgmaxParams& params) { base::argmax(params, stream_.get()); }
+void CudaBackend::do_argmax(const ArgmaxParams& params) {
+  cuda_fast::sample_rows({params.x, params.num_rows, params.cols, nullptr, params.out}, dependent_,
+                         stream_.get());
+}
 
 void CudaBackend::do_sample_rows(const SampleRowsParams& params) {
   cuda_fast::sample_rows(params, dependent_, stream_.get());

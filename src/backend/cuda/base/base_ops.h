@@ -47,7 +47,6 @@ void rope(const RopeParams& params, cudaStream_t stream);
 void silu_mul(const SiluMulParams& params, cudaStream_t stream);
 void embed(const EmbedParams& params, cudaStream_t stream);
 void rotation(const RotationParams& params, cudaStream_t stream);
-void argmax(const ArgmaxParams& params, cudaStream_t stream);
 void count_tail(const CountTailParams& params, const DeviceSubset& seqs, cudaStream_t stream);
 
 }  // namespace twilight::cuda::base

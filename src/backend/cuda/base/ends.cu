@@ -7,13 +7,12 @@
 #include "backend/cuda/device/reduce.cuh"
 
 // What a forward pass begins and ends with, and counts for statistics. embed_kernel: a block per
-// token; rotation_kernel: a thread per angle; argmax_kernel: a block per row; count_tail_kernel: a
-// block per (sequence, KV head). Bound by latency. Tests: tests/cuda/model_cuda_test.cc.
+// token; rotation_kernel: a thread per angle; count_tail_kernel: a block per (sequence, KV head).
+// Bound by latency. Tests: tests/cuda/model_cuda_test.cc.
 namespace twilight::cuda::base {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowThreads = 1024;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -39,40 +38,6 @@ __global__ void __launch_bounds__(kThreads)
   const double angle = params.positions[i / params.half] * params.frequencies[i % params.half];
   params.cos[i] = static_cast<float>(cos(angle));
   params.sin[i] = static_cast<float>(sin(angle));
-}
-
-/// The larger of two entries, the first of equal ones; NaN counts as larger than all.
-struct Entry {
-  float value;
-  int at;
-};
-__device__ Entry better(Entry a, Entry b) {
-  if (isnan(a.value)) return a;
-  if (isnan(b.value)) return b;
-  if (b.value > a.value || (b.value == a.value && b.at < a.at)) return b;
-  return a;
-}
-__device__ Entry warp_best(Entry x) {
-  for (int step = 16; step > 0; step /= 2) {
-    x = better(x,
-               {__shfl_xor_sync(kFullMask, x.value, step), __shfl_xor_sync(kFullMask, x.at, step)});
-  }
-  return x;
-}
-
-__global__ void __launch_bounds__(kRowThreads)
-    argmax_kernel(const __grid_constant__ ArgmaxParams params) {
-  __shared__ Entry best_of[kRowThreads / 32];
-  const float* x = params.x + blockIdx.x * params.cols;
-  Entry best{-INFINITY, 0x7fffffff};
-#pragma unroll 8
-  for (int i = threadIdx.x; i < params.cols; i += kRowThreads) best = better(best, {x[i], i});
-  best = warp_best(best);
-  if (threadIdx.x % 32 == 0) best_of[threadIdx.x / 32] = best;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  best = warp_best(best_of[threadIdx.x]);
-  if (threadIdx.x == 0) params.out[blockIdx.x] = isfinite(best.value) ? best.at : -1;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -131,12 +96,6 @@ void rotation(const RotationParams& params, cudaStream_t stream) {
   rotation_kernel<<<static_cast<unsigned>((total + kThreads - 1) / kThreads), kThreads, 0,
                     stream>>>(params);
   check_launch("rotation");
-}
-
-void argmax(const ArgmaxParams& params, cudaStream_t stream) {
-  if (params.num_rows == 0) return;
-  argmax_kernel<<<static_cast<unsigned>(params.num_rows), kRowThreads, 0, stream>>>(params);
-  check_launch("argmax");
 }
 
 void count_tail(const CountTailParams& params, const DeviceSubset& seqs, cudaStream_t stream) {

@@ -31,7 +31,9 @@ constexpr int kDigits = 256;
 constexpr int kList = 1024;
 constexpr float kBinsPerUnit = 64.0F;
 constexpr float kMostBinsPerLogit = 1e30F;
-constexpr int kSearches = 3;
+constexpr double kNothing = 50;  // e^-50 < 2^-72
+/// The searches: top_k by count, the nucleus' end and the token by mass.
+enum Search : int { kFirst, kNucleus, kToken, kSearches };
 
 template <int kBlocks>
 constexpr int kThreadsOf = kBlocks == 1 ? 1024 : 512;
@@ -50,7 +52,67 @@ struct Place {
   std::uint32_t at;  ///< the bin, or the item's number
 };
 
+/// A block's piece of a row, and what gives its logits bins and masses.
+struct Piece {
+  const float* x;
+  std::uint32_t first;  ///< number of x[0] in the row
+  std::uint32_t size;
+  float top;
+  float bins_per_logit;
+  double inverse_temperature;
+  double unit;
+
+  [[nodiscard]] __device__ float place(float logit) const {
+    return fminf((top - logit) * bins_per_logit, kBins - 1.0F);
+  }
+  [[nodiscard]] __device__ int bin(float logit) const { return static_cast<int>(place(logit)); }
+  [[nodiscard]] __device__ bool in_bin(float logit, float begin) const {
+    const float at = place(logit);
+    return at >= begin && at < begin + 1.0F;
+  }
+  /// Without branches, so that several overlap: nothing is left of exp(-kNothing) units.
+  [[nodiscard]] __device__ Mass mass(float logit) const {
+    const double below = static_cast<double>(top - logit) * inverse_temperature;
+    return __double2ull_rn(exp(-fmin(below, kNothing)) * unit);
+  }
+  /// Larger for what comes earlier in the order.
+  [[nodiscard]] __device__ Key key(std::uint32_t i, float logit) const {
+    const std::uint32_t number = first + i;
+    return Key{ordered_key(logit)} << 32 | ~number;
+  }
+
+  /// Loads kBatch logits a thread at a time and calls f(number in the piece of the first one,
+  /// logits); the others follow at steps of the block's threads, -inf beyond the end. Whole warps.
+  template <int kBlocks, int kBatch, typename F>
+  __device__ void for_batches(const F& f) const {
+    constexpr int kThreads = kThreadsOf<kBlocks>;
+#pragma unroll 1
+    for (std::uint32_t base = 0; base < size; base += kThreads * kBatch) {
+      float logits[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        const std::uint32_t i = base + k * kThreads + threadIdx.x;
+        logits[k] = i < size ? x[i] : -INFINITY;
+      }
+      f(base + threadIdx.x, logits);
+    }
+  }
+  /// Calls f(i, logit, whether there is one) in whole warps.
+  template <int kBlocks, typename F>
+  __device__ void for_all(const F& f) const {
+    constexpr int kBatch = 8;
+    for_batches<kBlocks, kBatch>([&](std::uint32_t first_of, const float(&logits)[kBatch]) {
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        const std::uint32_t i = first_of + k * kThreadsOf<kBlocks>;
+        f(i, logits[k], i < size);
+      }
+    });
+  }
+};
+
 struct Shared {
+  Piece piece;
   Bins<kBins> own;       ///< of this block's piece
   Bins<kBins> row;       ///< of the row, summed up from the first bin
   Bins<kDigits> digits;  ///< the same over a digit of the items of one bin
@@ -77,57 +139,31 @@ __device__ __forceinline__ T* in_block(T* local, int rank) {
 #endif
 }
 
-/// A block's piece of a row, and what gives its logits bins and masses.
-struct Piece {
-  const float* x;
-  std::int64_t first;  ///< number of x[0] in the row
-  std::int64_t size;
-  float top;
-  float bins_per_logit;
-  float most_bins;  ///< no mass beyond
-  double inverse_temperature;
-  double unit;
-
-  [[nodiscard]] __device__ int bin(float logit) const {
-    return static_cast<int>(fminf((top - logit) * bins_per_logit, kBins - 1.0F));
+/// Adds in halves with a carry: 32-bit atomics are native in shared memory, 64-bit ones a loop.
+__device__ __forceinline__ void add_mass(Mass* sum, Mass mass) {
+  auto* halves = reinterpret_cast<std::uint32_t*>(sum);
+  const auto low = static_cast<std::uint32_t>(mass);
+  auto high = static_cast<std::uint32_t>(mass >> 32);
+  if (low > 0) {
+    const std::uint32_t before = atomicAdd(halves, low);
+    high += before + low < before ? 1U : 0U;
   }
-  [[nodiscard]] __device__ Mass mass(float logit) const {
-    const float below = top - logit;
-    if (below * bins_per_logit > most_bins) return 0;
-    return __double2ull_rn(exp(-static_cast<double>(below) * inverse_temperature) * unit);
-  }
-  /// Larger for what comes earlier in the order.
-  [[nodiscard]] __device__ Key key(std::int64_t i, float logit) const {
-    const auto number = static_cast<std::uint32_t>(first + i);
-    return Key{ordered_key(logit)} << 32 | ~number;
-  }
-
-  /// Calls f(i, logit, whether there is one) in whole warps.
-  template <int kBlocks, typename F>
-  __device__ void for_all(const F& f) const {
-    constexpr int kThreads = kThreadsOf<kBlocks>;
-#pragma unroll 4
-    for (std::int64_t base = 0; base < size; base += kThreads) {
-      const std::int64_t i = base + threadIdx.x;
-      const bool there = i < size;
-      f(i, there ? x[i] : 0.0F, there);
-    }
-  }
-};
+  if (high > 0) atomicAdd(halves + 1, high);
+}
 
 /// Whole warps; bins below 0 take no part. Adds of a warp to one bin are made one.
 template <int kCount>
 __device__ __forceinline__ void add(Bins<kCount>& bins, int bin, Mass mass, bool counted) {
-  const unsigned in = __ballot_sync(kFullMask, bin >= 0);
-  if (in == 0) return;
-  const int first = __shfl_sync(kFullMask, bin, __ffs(static_cast<int>(in)) - 1);
-  if (__all_sync(kFullMask, bin < 0 || bin == first)) {
-    mass = warp_reduce(bin < 0 ? Mass{0} : mass, Sum<Mass>());
+  int same = 0;
+  __match_all_sync(kFullMask, bin, &same);
+  if (same != 0) {
+    if (bin < 0) return;
+    mass = warp_reduce(mass, Sum<Mass>());
     if (threadIdx.x % 32 != 0) return;
-    if (mass > 0) atomicAdd(&bins.mass[first], mass);
-    if (counted) atomicAdd(&bins.count[first], static_cast<std::uint32_t>(__popc(in)));
+    add_mass(&bins.mass[bin], mass);
+    if (counted) atomicAdd(&bins.count[bin], 32U);
   } else if (bin >= 0) {
-    if (mass > 0) atomicAdd(&bins.mass[bin], mass);
+    add_mass(&bins.mass[bin], mass);
     if (counted) atomicAdd(&bins.count[bin], 1U);
   }
 }
@@ -216,19 +252,19 @@ __device__ Place bin_of(Shared& s, const Bins<kCount>& sums, bool by_count, Mass
 /// A search among the items of one bin, 8 bits of their keys at a time. Leaves `found` in every
 /// block.
 template <int kBlocks>
-__device__ __noinline__ void find_by_digits(const Piece& piece, Shared& s, Place before,
-                                            bool by_count, Mass wanted) {
-  const int bin = static_cast<int>(before.at);
+__device__ __noinline__ void find_by_digits(Shared& s, Place before, bool by_count, Mass wanted) {
+  const Piece& piece = s.piece;
+  const auto begin = static_cast<float>(before.at);
   Key prefix = 0;
   Mass mass_to = 0;
 #pragma unroll 1
   for (int shift = 56; shift >= 0; shift -= 8) {
     clear<kBlocks>(s.own);
     __syncthreads();
-    piece.for_all<kBlocks>([&](std::int64_t i, float logit, bool there) {
+    piece.for_all<kBlocks>([&](std::uint32_t i, float logit, bool there) {
       const Key key = piece.key(i, logit);
       const bool in =
-          there && piece.bin(logit) == bin && (shift == 56 || key >> (shift + 8) == prefix);
+          there && piece.in_bin(logit, begin) && (shift == 56 || key >> (shift + 8) == prefix);
       const int digit = static_cast<int>(key >> shift & (kDigits - 1));
       add(s.own, in ? kDigits - 1 - digit : -1, in ? piece.mass(logit) : 0, by_count);
     });
@@ -245,11 +281,12 @@ __device__ __noinline__ void find_by_digits(const Piece& piece, Shared& s, Place
 
 /// The item with which the sum in order first reaches `wanted`, and the mass up to it and with it.
 template <int kBlocks>
-__device__ Place find(const Piece& piece, Shared& s, int search, bool by_count, Mass wanted) {
+__device__ Place find(Shared& s, int search, bool by_count, Mass wanted) {
+  const Piece piece = s.piece;
   const Place before = bin_of<kBlocks>(s, s.row, by_count, wanted);
-  const int bin = static_cast<int>(before.at);
-  piece.for_all<kBlocks>([&](std::int64_t i, float logit, bool there) {
-    if (!there || piece.bin(logit) != bin) return;
+  const auto begin = static_cast<float>(before.at);
+  piece.for_all<kBlocks>([&](std::uint32_t i, float logit, bool there) {
+    if (!there || !piece.in_bin(logit, begin)) return;
     const std::uint32_t at = atomicAdd(in_block<kBlocks>(&s.listed[search], 0), 1U);
     if (at >= kList) return;
     *in_block<kBlocks>(&s.list_key[at], 0) = piece.key(i, logit);
@@ -258,7 +295,7 @@ __device__ Place find(const Piece& piece, Shared& s, int search, bool by_count, 
   cluster_sync<kBlocks>();
   const auto listed = static_cast<int>(*in_block<kBlocks>(&s.listed[search], 0));
   if (listed > kList) {
-    find_by_digits<kBlocks>(piece, s, before, by_count, wanted);
+    find_by_digits<kBlocks>(s, before, by_count, wanted);
   } else if (cluster_rank<kBlocks>() == 0) {
     for (int i = threadIdx.x; i < listed; i += kThreadsOf<kBlocks>) {
       const Key mine = s.list_key[i];
@@ -284,9 +321,10 @@ __device__ Place find(const Piece& piece, Shared& s, int search, bool by_count, 
 
 /// Key of the row's largest logit, all ones where there is a NaN, in every thread.
 template <int kBlocks>
-__device__ Key largest(const Piece& piece, Shared& s) {
+__device__ Key largest(Shared& s) {
+  const Piece piece = s.piece;
   Key best = 0;
-  piece.for_all<kBlocks>([&](std::int64_t i, float logit, bool there) {
+  piece.for_all<kBlocks>([&](std::uint32_t i, float logit, bool there) {
     const Key key = logit != logit ? ~Key{0} : piece.key(i, logit);
     if (there && key > best) best = key;
   });
@@ -304,13 +342,30 @@ __device__ Key largest(const Piece& piece, Shared& s) {
   return best;
 }
 
+/// The histogram of this block's piece.
+template <int kBlocks>
+__device__ void fill_bins(Shared& s, bool counted) {
+  constexpr int kBatch = 4;
+  const Piece piece = s.piece;
+  piece.for_batches<kBlocks, kBatch>([&](std::uint32_t first, const float(&logits)[kBatch]) {
+    Mass masses[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) masses[k] = piece.mass(logits[k]);
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const bool there = first + k * kThreadsOf<kBlocks> < piece.size;
+      add(s.own, there ? piece.bin(logits[k]) : -1, masses[k], counted);
+    }
+  });
+}
+
 __device__ float logit_of(Key key) {
   const auto bits = static_cast<std::uint32_t>(key >> 32);
   return __uint_as_float((bits & 0x80000000U) != 0 ? bits ^ 0x80000000U : ~bits);
 }
 
 template <int kBlocks>
-__global__ void __launch_bounds__(kThreadsOf<kBlocks>)
+__global__ void __launch_bounds__(kThreadsOf<kBlocks>, kBlocks == 1 ? 1 : 2)
     sample_kernel(const __grid_constant__ SampleRowsParams params, int unit_bits) {
 #if __CUDA_ARCH__ < 900
   if constexpr (kBlocks > 1) return;  // never launched there
@@ -319,47 +374,58 @@ __global__ void __launch_bounds__(kThreadsOf<kBlocks>)
   Shared& s = *reinterpret_cast<Shared*>(memory_of_block);
   const int rank = cluster_rank<kBlocks>();
   const std::int64_t row = blockIdx.x / kBlocks;
-  const RowDraw draw = params.draws[row];
-
-  Piece piece;
-  const std::int64_t share = (params.cols + kBlocks - 1) / kBlocks;
-  piece.first = min(share * rank, params.cols);
-  piece.size = min(share, params.cols - piece.first);
-  piece.x = params.x + row * params.cols + piece.first;
-  clear<kBlocks>(s.own);
-  if (threadIdx.x < kSearches) s.listed[threadIdx.x] = 0;
-
-  const Key best = largest<kBlocks>(piece, s);
   const bool writes = rank == 0 && threadIdx.x == 0;
-  piece.top = logit_of(best);
-  if (best == ~Key{0} || !isfinite(piece.top)) {
+  if (threadIdx.x == 0) {
+    const auto cols = static_cast<std::uint32_t>(params.cols);
+    const std::uint32_t share = (cols + kBlocks - 1) / kBlocks;
+    s.piece.first = min(share * static_cast<std::uint32_t>(rank), cols);
+    s.piece.size = min(share, cols - s.piece.first);
+    s.piece.x = params.x + row * params.cols + s.piece.first;
+  }
+  if (threadIdx.x < kSearches) s.listed[threadIdx.x] = 0;
+  clear<kBlocks>(s.own);
+  __syncthreads();
+
+  const Key best = largest<kBlocks>(s);
+  const float top = logit_of(best);
+  if (best == ~Key{0} || !isfinite(top)) {
     if (writes) params.out[row] = -1;
     return;
   }
-  if (draw.temperature == 0) {
+  if (params.draws == nullptr || params.draws[row].temperature == 0) {
     if (writes) params.out[row] = static_cast<std::int32_t>(~static_cast<std::uint32_t>(best));
     return;
   }
-  piece.bins_per_logit =
-      fminf(kBinsPerUnit * static_cast<float>(1.0 / draw.temperature), kMostBinsPerLogit);
-  piece.most_bins = kBinsPerUnit * kLn2 * static_cast<float>(unit_bits + 2);
-  piece.inverse_temperature = fmin(1.0 / draw.temperature, DBL_MAX);
-  piece.unit = static_cast<double>(1ULL << unit_bits);
-
-  const bool cut = draw.top_k > 0 && draw.top_k < params.cols;
-  piece.for_all<kBlocks>([&](std::int64_t, float logit, bool there) {
-    add(s.own, there ? piece.bin(logit) : -1, there ? piece.mass(logit) : 0, cut);
-  });
-  sum_up<kBlocks>(s, s.row);
-  Mass nucleus = s.row.mass[kBins - 1];
-  if (cut) nucleus = find<kBlocks>(piece, s, 0, true, static_cast<Mass>(draw.top_k)).mass;
-  if (draw.top_p < 1) {
-    const Mass wanted = __double2ull_ru(draw.top_p * static_cast<double>(nucleus));
-    nucleus = find<kBlocks>(piece, s, 1, false, min(max(wanted, Mass{1}), nucleus)).mass;
+  const RowDraw& draw = params.draws[row];
+  if (threadIdx.x == 0) {
+    const double inverse = 1.0 / draw.temperature;
+    s.piece.top = top;
+    s.piece.bins_per_logit = fminf(kBinsPerUnit * static_cast<float>(inverse), kMostBinsPerLogit);
+    s.piece.inverse_temperature = fmin(inverse, DBL_MAX);
+    s.piece.unit = static_cast<double>(1ULL << unit_bits);
   }
-  const Mass passed = __double2ull_rd(draw.uniform * static_cast<double>(nucleus));
-  const Place token = find<kBlocks>(piece, s, 2, false, min(passed, nucleus - 1) + 1);
-  if (writes) params.out[row] = static_cast<std::int32_t>(token.at);
+  __syncthreads();
+  const bool cut = draw.top_k > 0 && draw.top_k < params.cols;
+  fill_bins<kBlocks>(s, cut);
+  sum_up<kBlocks>(s, s.row);
+
+  Place last = {s.row.mass[kBins - 1], 0, 0};
+#pragma unroll 1
+  for (int search = cut ? kFirst : kNucleus; search < kSearches; ++search) {
+    Mass wanted = 0;
+    if (search == kFirst) {
+      wanted = static_cast<Mass>(draw.top_k);
+    } else if (search == kNucleus) {
+      if (draw.top_p >= 1) continue;
+      wanted = __double2ull_ru(draw.top_p * static_cast<double>(last.mass));
+      wanted = min(max(wanted, Mass{1}), last.mass);
+    } else {
+      wanted = __double2ull_rd(draw.uniform * static_cast<double>(last.mass));
+      wanted = min(wanted, last.mass - 1) + 1;
+    }
+    last = find<kBlocks>(s, search, search == kFirst, wanted);
+  }
+  if (writes) params.out[row] = static_cast<std::int32_t>(last.at);
 }
 
 template <int kBlocks>

@@ -7,7 +7,8 @@
 
 namespace twilight::cuda_fast {
 
-/// SampleRowsParams on device memory. `clusters`: whether the device has them (sm_90 and later).
+/// SampleRowsParams on device memory; without draws the largest of each row. `clusters`: whether
+/// the device has them (sm_90 and later).
 void sample_rows(const SampleRowsParams& params, bool clusters, cudaStream_t stream);
 
 }  // namespace twilight::cuda_fast
