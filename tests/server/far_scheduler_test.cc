@@ -38,6 +38,7 @@ TEST(FarScheduler, WritesWhatTheHostWrites) {
   const LeakCheck leaks(scheduler);
   const std::vector<Request> requests = mixed_requests();
   std::vector<std::shared_ptr<Recorder>> sinks;
+  sinks.reserve(requests.size());
   for (const Request& request : requests) sinks.push_back(start(scheduler, request));
   for (std::size_t i = 0; i < requests.size(); ++i) {
     EXPECT_EQ(sinks[i]->wait(), EndReason::kLength) << sinks[i]->error();

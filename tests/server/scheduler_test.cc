@@ -81,6 +81,7 @@ TEST(Scheduler, WhereTokensAreDrawnChangesNothing) {
   Scheduler scheduler(cpu(), vesper(), scheduler_options(12));
   const LeakCheck leaks(scheduler);
   std::vector<std::shared_ptr<Recorder>> sinks;
+  sinks.reserve(requests.size());
   for (const Request& request : requests) sinks.push_back(start(scheduler, request));
   for (std::size_t i = 0; i < sinks.size(); ++i) {
     EXPECT_EQ(sinks[i]->wait(), EndReason::kLength);

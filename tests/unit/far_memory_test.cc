@@ -217,6 +217,7 @@ TEST(FarMemory, StepsDrawTheTokensOfTheSampler) {
       Engine engine(device, tiny(), options);
       std::vector<Sequence> sequences;
       std::vector<Sequence*> batch;
+      batch.reserve(count);
       std::vector<Sampler> samplers;
       std::vector<Sampler> shadows;
       std::vector<Logits> logits(count, Logits(vocab));
@@ -237,6 +238,8 @@ TEST(FarMemory, StepsDrawTheTokensOfTheSampler) {
         // The logits of the same step, on sequences that are taken back.
         std::vector<Sequence> copies;
         std::vector<Sequence*> others;
+        copies.reserve(count);
+        others.reserve(count);
         for (Sequence& sequence : sequences) copies.push_back(sequence.fork());
         for (Sequence& sequence : copies) others.push_back(&sequence);
         Logits all(count * vocab);
