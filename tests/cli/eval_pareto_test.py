@@ -114,6 +114,25 @@ class ParetoAndCalibrate(cli_lib.ProgramTest):
         self.check_refused(2, ("--attention", "--profile"), "generate", "--model", vesper(),
                            "--prompt", "x", "--attention", "paper", "--profile", name)
 
+    def test_calibrate_finds_dense_layers(self):
+        flags = ("calibrate", "--ctx", 700, "--last", 64, "--attention", "paper", "--target-ppl",
+                 "40%", "--no-layers", *SMALL[2:])
+        report = self.run_json(*flags, "--out", self.file("fewer.json"))
+        tried = report["tried_dense_layers"]
+        # A target this wide is kept without any dense layer, and then nothing else is tried.
+        self.assertEqual([t["dense_layers"] for t in tried], [0])
+        self.assertEqual(report["proposed"]["dense_layers"], 0)
+        self.assertEqual(report["held_out"]["dense_layers"], 0)
+        self.assertLess(tried[0]["bytes_ratio"], report["tried"][0]["bytes_ratio"])
+        self.assertEqual(self.load(self.file("fewer.json"))["policy"]["dense_layers"], 0)
+        text = self.run_ok(*flags)
+        self.assertRegex(text.out, r"dense layers 0 \* ")
+        self.assertIn("dense layers 0\n", text.out)
+        # A number given stays.
+        report = self.run_json(*flags, "--dense-layers", 1)
+        self.assertNotIn("tried_dense_layers", report)
+        self.assertEqual(report["proposed"]["dense_layers"], 1)
+
     def test_label_channels(self):
         name = self.file("labels.json")
         flags = ("calibrate", "--labels", "--label-channels", 16, "--ctx", 300, "--last", 16,
