@@ -22,8 +22,8 @@ BUDGETS = [
     # their loops. Fewest registers where a block is alone with a cluster.
     (r"cuda_fast::step_kernel<", (128, 1100)),
     # Four blocks of 128 threads on a multiprocessor, three of them.
-    (r"cuda_fast::.*::rows_kernel<", (128, 0)),
-    (r"cuda_fast::.*::dense_kernel<.*false>", (168, 0)),
+    (r"cuda_fast::(.*::)?rows_kernel<", (128, 0)),
+    (r"cuda_fast::(.*::)?dense_kernel<.*false>", (168, 0)),
     # Generic kernels: correct for every shape, fast for none. A few bytes of spills at a register
     # limit chosen by the compiler are no loss there.
     (r"base::.*attend_kernel<.*, \d+, 8>", (255, 0)),
