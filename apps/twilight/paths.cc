@@ -29,7 +29,7 @@ std::string find_bundled(const std::string& relative) {
     tried += (tried.empty() ? "" : ", ") + path.string();
   }
   throw Error(ErrorCode::kNotFound, "[data] bundled file not found, tried " + tried +
-                                        "; set TWILIGHT_DATA to the folder that holds it");
+                                        "; set TWILIGHT_DATA to the folder that holds " + relative);
 }
 
 }  // namespace
