@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -241,6 +242,8 @@ int exit_status(const ServeReport& report) {
 }  // namespace
 
 int run_bench_serve(const ServeBenchFlags& flags) {
+  // A server that hangs up while a request is being sent is one of the load's errors.
+  std::signal(SIGPIPE, SIG_IGN);
   ServeBench bench(flags, names_of(flags.bench.attention.attention));
   OutputFile file;
   if (!flags.bench.out.empty()) file = OutputFile(flags.bench.out, flags.bench.force);

@@ -36,8 +36,10 @@ def running_server(*flags):
 class OddServer:
     """Answers /v1/models well and completions with what it is given."""
 
-    def __init__(self, completion):
+    def __init__(self, completion, context=512, hangs_up=False):
         self.completion = completion
+        self.context = context
+        self.hangs_up = hangs_up  # while a completion's body is being sent
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         threading.Thread(target=self.accept, daemon=True).start()
@@ -54,13 +56,18 @@ class OddServer:
             while b"\r\n\r\n" not in data:
                 data += connection.recv(65536)
             head, body = data.split(b"\r\n\r\n", 1)
+            if self.hangs_up and head.startswith(b"POST"):
+                # An end and then, because of what is unread, a reset: sending fails with EPIPE.
+                connection.shutdown(socket.SHUT_WR)
+                time.sleep(0.05)
+                return
             for line in head.lower().split(b"\r\n"):
                 if line.startswith(b"content-length:"):
                     while len(body) < int(line.split(b":")[1]):
                         body += connection.recv(65536)
             path = head.split(b" ")[1]
             if path == b"/v1/models":
-                text = b'{"data": [{"id": "odd", "max_model_len": 512}]}'
+                text = b'{"data": [{"id": "odd", "max_model_len": %d}]}' % self.context
                 connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
                                    % (len(text), text))
             elif path == b"/metrics":
@@ -160,6 +167,13 @@ class BenchServe(cli_lib.ProgramTest):
                 result = report["results"][0]
                 self.assertEqual(result["errors"], {kind: 6})
                 self.assertNotIn("pages_lost", result)
+
+    def test_a_server_that_hangs_up_is_an_error(self):
+        odd = OddServer(b"", context=65536, hangs_up=True)
+        self.addCleanup(odd.socket.close)
+        report = self.run_json("bench", "serve", "--url", odd.url, "--requests", 6, "--streams", 3,
+                               "--prompt-tokens", 60000, "--output-tokens", 4, codes=(1,))
+        self.assertEqual(sum(report["results"][0]["errors"].values()), 6)
 
     def test_no_room_for_threads(self):
         def little_address_space():
