@@ -146,10 +146,7 @@ std::optional<Trial> Calibration::try_dense_layers(TextPart& part, std::size_t c
     SparsePolicy policy = global;
     policy.dense_layers = layers;
     fewer_dense_.push_back(measure(part, policy, "Dense layers " + std::to_string(layers)));
-    if (fewer_dense_.back().within(target_)) {
-      base_.dense_layers = layers;
-      return fewer_dense_.back();
-    }
+    if (fewer_dense_.back().within(target_)) return fewer_dense_.back();
   }
   return std::nullopt;
 }
@@ -164,14 +161,14 @@ std::optional<Trial> Calibration::try_layers(TextPart& part, std::size_t chosen,
   const std::vector<std::size_t> options = {low, chosen, high};
   const auto layers = static_cast<std::size_t>(model_.info().num_layers);
   const std::size_t positions = std::max(kLeastProbe, part.positions() / kProbeShare);
-  const SparsePolicy global = policy_at(ladder[chosen]);
+  const SparsePolicy& global = all.policy;
   const Trial base = measure(part, global, "Layers, all", positions);
   std::vector<std::vector<double>> bytes(layers), loss(layers);
   for (std::size_t layer = 0; layer < layers; ++layer) {
     for (const std::size_t option : options) {
       bytes[layer].push_back(base.layer_bytes[layer]);
       loss[layer].push_back(0);
-      if (option == chosen || static_cast<std::int32_t>(layer) < base_.dense_layers) continue;
+      if (option == chosen || static_cast<std::int32_t>(layer) < global.dense_layers) continue;
       SparsePolicy policy = global;
       policy.layer_p.assign(layers, global.p);
       policy.layer_p[layer] = ladder[option];
@@ -186,7 +183,7 @@ std::optional<Trial> Calibration::try_layers(TextPart& part, std::size_t chosen,
   SparsePolicy policy = global;
   policy.layer_p.assign(layers, global.p);
   for (std::size_t layer = 0; layer < layers; ++layer) {
-    if (static_cast<std::int32_t>(layer) >= base_.dense_layers) {
+    if (static_cast<std::int32_t>(layer) >= global.dense_layers) {
       policy.layer_p[layer] = ladder[options[rungs[layer]]];
     }
   }
@@ -284,9 +281,7 @@ int Calibration::run() {
   TextPart part(engine_, prompt, all.subspan(begin, last + 1), bar.callback());
   bar.clear();
   if (part.empty()) return kInterruptedExit;
-  std::optional<std::size_t> chosen;
-  Trial proposal;
-  chosen = walk(part);
+  const std::optional<std::size_t> chosen = walk(part);
   if (!chosen) {
     const Trial& best = rungs_.rbegin()->second;
     throw Error(ErrorCode::kUnsupported,
@@ -295,7 +290,7 @@ int Calibration::run() {
                     "; the candidates lose the rest (raise --candidates), or --last is too small "
                     "to tell");
   }
-  proposal = rungs_.at(*chosen);
+  Trial proposal = rungs_.at(*chosen);
   if (!flags_.attention.dense_layers) {
     if (std::optional<Trial> fewer = try_dense_layers(part, *chosen)) proposal = std::move(*fewer);
   }

@@ -129,10 +129,8 @@ void add_calibrate(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 1 << 30));
   command->add_option("--target-ppl", flags->target, "Perplexity that may be lost, e.g. 0.5%")
       ->capture_default_str();
-  if (CLI::Option* dense = command->get_option("--dense-layers")) {
-    dense->description(
-        "Layers from the bottom that stay dense; by default as few as keep the target");
-  }
+  command->get_option("--dense-layers")
+      ->description("Layers from the bottom that stay dense; by default as few as keep the target");
   command->add_flag("--no-layers", flags->no_layers, "Do not look for a p of each layer");
   command
       ->add_option("--audit-every", flags->audit_every,

@@ -11,6 +11,7 @@
 #include "engine/kv_cache_impl.h"
 #include "engine/model_impl.h"
 #include "engine/row_results.h"
+#include "engine/sampler_impl.h"
 #include "model/transformer.h"
 #include "twilight/attention.h"
 
@@ -421,9 +422,8 @@ Engine::Status Engine::Impl::decode(std::span<Sequence* const> sequences,
       transformer.run_layers(port);
     }
     results.take(launches_alone);
-    for (const DecodeRow& row : wanted) {
-      require(!needs_tokens || row.token >= 0, "sampler",
-              "logits, got NaN or no finite maximum, accepted numbers");
+    if (needs_tokens) {
+      for (const DecodeRow& row : wanted) check_drawn(row.token);
     }
   } catch (...) {
     attention->rollback();

@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "core/check.h"
+#include "engine/sampler_impl.h"
 #include "twilight/engine.h"
 
 namespace twilight {
@@ -56,7 +57,7 @@ GenerateResult generate(Engine& engine, Sequence& sequence, std::span<const floa
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     ++result.decode_steps;
     if (options.on_step) options.on_step();
-    require(row.token >= 0, "sampler", "logits, got NaN or no finite maximum, accepted numbers");
+    check_drawn(row.token);
     chosen = row.token;
   }
   return result;

@@ -25,6 +25,10 @@ void check_draw(const TokenDraw& draw) {
           ", accepted 0 to below 1");
 }
 
+void check_drawn(std::int32_t token) {
+  require(token >= 0, "sampler", "logits, got NaN or no finite maximum, accepted numbers");
+}
+
 RowDraw row_draw_of(const TokenDraw& draw) {
   return {draw.temperature, draw.top_p, draw.uniform, draw.top_k};
 }
@@ -43,7 +47,7 @@ TokenDraw Sampler::draw() {
 std::int32_t Sampler::sample(std::span<const float> logits) {
   require(!logits.empty(), "sampler", "number of logits, got 0, accepted 1 or more");
   const std::int32_t token = sample_row(logits, row_draw_of(draw()), sorted_);
-  require(token >= 0, "sampler", "logits, got NaN or no finite maximum, accepted numbers");
+  check_drawn(token);
   return token;
 }
 

@@ -9,6 +9,9 @@ namespace twilight {
 /// Throws Error(kInvalidArgument) naming the field.
 void check_draw(const TokenDraw& draw);
 
+/// Throws Error(kInvalidArgument) where a draw gave no token.
+void check_drawn(std::int32_t token);
+
 [[nodiscard]] RowDraw row_draw_of(const TokenDraw& draw);
 
 }  // namespace twilight

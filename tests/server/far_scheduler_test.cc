@@ -37,9 +37,7 @@ TEST(FarScheduler, WritesWhatTheHostWrites) {
   Scheduler scheduler(far.device, vesper(), scheduler_options(8, 256));
   const LeakCheck leaks(scheduler);
   const std::vector<Request> requests = mixed_requests();
-  std::vector<std::shared_ptr<Recorder>> sinks;
-  sinks.reserve(requests.size());
-  for (const Request& request : requests) sinks.push_back(start(scheduler, request));
+  const std::vector<std::shared_ptr<Recorder>> sinks = start_all(scheduler, requests);
   for (std::size_t i = 0; i < requests.size(); ++i) {
     EXPECT_EQ(sinks[i]->wait(), EndReason::kLength) << sinks[i]->error();
     EXPECT_EQ(sinks[i]->tokens(), tokens_alone(requests[i])) << i;

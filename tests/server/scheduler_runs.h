@@ -144,6 +144,15 @@ inline std::shared_ptr<Recorder> start(server::Scheduler& scheduler, server::Req
   return sink;
 }
 
+/// In their order, one after the other.
+inline std::vector<std::shared_ptr<Recorder>> start_all(
+    server::Scheduler& scheduler, const std::vector<server::Request>& requests) {
+  std::vector<std::shared_ptr<Recorder>> sinks;
+  sinks.reserve(requests.size());
+  for (const server::Request& request : requests) sinks.push_back(start(scheduler, request));
+  return sinks;
+}
+
 /// The tokens of a request that runs in a scheduler of its own.
 inline std::vector<std::int32_t> tokens_alone(const server::Request& request) {
   server::Scheduler scheduler(cpu(), vesper(), scheduler_options(1));

@@ -53,9 +53,7 @@ TEST(Scheduler, TheRestOfTheBatchChangesNothing) {
   }
   Scheduler scheduler(cpu(), vesper(), scheduler_options());
   const LeakCheck leaks(scheduler);
-  std::vector<std::shared_ptr<Recorder>> sinks;
-  sinks.reserve(requests.size());
-  for (const Request& request : requests) sinks.push_back(start(scheduler, request));
+  const std::vector<std::shared_ptr<Recorder>> sinks = start_all(scheduler, requests);
   for (std::size_t i = 0; i < sinks.size(); ++i) {
     EXPECT_EQ(sinks[i]->wait(), EndReason::kLength);
     EXPECT_EQ(sinks[i]->tokens(), tokens_alone(requests[i])) << i;
@@ -80,9 +78,7 @@ TEST(Scheduler, WhereTokensAreDrawnChangesNothing) {
   }
   Scheduler scheduler(cpu(), vesper(), scheduler_options(12));
   const LeakCheck leaks(scheduler);
-  std::vector<std::shared_ptr<Recorder>> sinks;
-  sinks.reserve(requests.size());
-  for (const Request& request : requests) sinks.push_back(start(scheduler, request));
+  const std::vector<std::shared_ptr<Recorder>> sinks = start_all(scheduler, requests);
   for (std::size_t i = 0; i < sinks.size(); ++i) {
     EXPECT_EQ(sinks[i]->wait(), EndReason::kLength);
     EXPECT_EQ(sinks[i]->tokens(), tokens_alone(requests[i / 3 * 3])) << i;
