@@ -59,6 +59,8 @@ def compile_command(entry, arch):
             skip = word != "-c"
         elif not re.match(r"--?(MD|MMD|generate-code|gencode|arch)", word):
             kept.append(word)
+    if arch == "sm_90" and "sm_90a" in entry.get("command", " ".join(entry.get("arguments", []))):
+        arch = "sm_90a"  # code for Hopper alone
     return kept + ["-x", "cu", f"-arch={arch}", "-cubin", "-Xptxas=-v", "-o", "/dev/null"]
 
 

@@ -191,7 +191,54 @@ INSTANTIATE_TEST_SUITE_P(All, PrefillCuda,
                                            PrefillCase{5, 500, 2, 1, 8, 16, DType::kBf16},
                                            PrefillCase{300, 177, 8, 2, 128, 16, DType::kBf16},
                                            PrefillCase{129, 0, 4, 4, 64, 32, DType::kF16},
-                                           PrefillCase{64, 63, 2, 1, 128, 7, DType::kF16}));
+                                           PrefillCase{64, 63, 2, 1, 128, 7, DType::kF16},
+                                           PrefillCase{200, 1000, 8, 2, 128, 16, DType::kF16},
+                                           PrefillCase{1, 700, 4, 1, 128, 32, DType::kBf16},
+                                           PrefillCase{257, 255, 4, 1, 64, 16, DType::kBf16},
+                                           PrefillCase{140, 393, 5, 1, 64, 1, DType::kF16}));
+
+// The same bits however a prompt is cut, so that a prefix cache changes nothing.
+TEST(PrefillCudaSpecial, RowsDoNotDependOnTheRun) {
+  for (const std::int32_t page_size : {16, 24}) {
+    SCOPED_TRACE(page_size);
+    constexpr std::int32_t kTokens = 531;
+    constexpr std::int32_t kHeads = 8;
+    constexpr std::int64_t kRow = std::int64_t{kHeads} * 128;
+    Random random(4);
+    std::vector<float> q(kTokens * kRow);
+    for (float& x : q) x = random.normal();
+    const auto run = [&](std::int32_t first, std::int32_t end) {
+      FixtureShape shape{.lengths = {kTokens},
+                         .num_q_heads = kHeads,
+                         .num_kv_heads = 2,
+                         .head_dim = 128,
+                         .page_size = page_size,
+                         .dtype = DType::kBf16,
+                         .format = {.summary = SummaryKind::kNone, .key_bits = 0}};
+      PagedFixture fixture(shape, {.distribution = Distribution::kPlanted});
+      AttendPrefillParams params;
+      params.q = q.data() + first * kRow;
+      params.q_token_stride = kRow;
+      params.num_q_heads = kHeads;
+      params.num_tokens = end - first;
+      params.kv = fixture.kv();
+      const std::int32_t length = end;
+      params.kv.seq_lens = &length;
+      params.kv.host_seq_lens = &length;
+      params.scale = fixture.scale();
+      std::vector<float> out(static_cast<std::size_t>((end - first) * kRow));
+      params.out = out.data();
+      params.out_token_stride = kRow;
+      gpu().attend_prefill(params);
+      return out;
+    };
+    const std::vector<float> whole = run(0, kTokens);
+    for (const auto& [first, end] : {std::pair{0, 100}, {100, 388}, {388, 389}, {389, kTokens}}) {
+      const std::vector<float> part = run(first, end);
+      EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + first * kRow)) << first;
+    }
+  }
+}
 
 // NaN in a key reaches its group alone; in a value its channel alone.
 TEST(AttendCudaSpecial, NanStaysWhereItBelongs) {

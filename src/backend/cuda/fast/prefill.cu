@@ -1,8 +1,10 @@
 #include "backend/cuda/fast/prefill.h"
 
+#include <bit>
+
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/fast/device_ops.cuh"
-#include "backend/cuda/fast/kv_rows.h"
+#include "backend/cuda/fast/prefill_args.h"
 #include "backend/cuda/fast/stages.cuh"
 
 // prefill_kernel: a block takes 128 query tokens of one head, a warp 16 of them, and walks the keys
@@ -16,23 +18,9 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kRows = 16 * kWarps;
+constexpr int kRows = kPrefillRows;
+static_assert(kRows == 16 * kWarps);
 constexpr int kKeys = 64;
-
-struct PrefillArgs : KvRows {
-  explicit PrefillArgs(const PagedKvView& kv) : KvRows(kv) {}
-
-  const float* q = nullptr;
-  std::int64_t q_token_stride = 0;
-  std::int32_t num_tokens = 0;
-  std::int32_t group = 0;
-  const std::int32_t* table = nullptr;
-  const std::int32_t* length = nullptr;
-  std::int32_t page_size = 0;
-  float scale_log2 = 0;
-  float* out = nullptr;
-  std::int64_t out_token_stride = 0;
-};
 
 template <int kDim>
 __device__ __forceinline__ void load_tile(const PrefillArgs& args, std::uint32_t to,
@@ -221,6 +209,17 @@ void launch(const PrefillArgs& args, int num_q_heads, cudaStream_t stream) {
   cuda::check_launch("prefill");
 }
 
+#ifdef TWILIGHT_CUDA_SM90A
+/// Whether the current device runs code for sm_90a: Hopper, and nothing after it.
+bool has_async_products() {
+  int device = 0;
+  int major = 0;
+  TWILIGHT_CUDA(cudaGetDevice(&device));
+  TWILIGHT_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major == 9;
+}
+#endif
+
 bool aligned(const PagePlane& plane) {
   return reinterpret_cast<std::uintptr_t>(plane.data) % 16 == 0 && plane.page_stride % 8 == 0 &&
          plane.head_stride % 8 == 0 && plane.token_stride % 8 == 0;
@@ -249,6 +248,13 @@ void prefill(const AttendPrefillParams& params, cudaStream_t stream) {
   args.out = params.out;
   args.out_token_stride = params.out_token_stride;
   const bool bf16 = kv.dtype == DType::kBf16;
+#ifdef TWILIGHT_CUDA_SM90A
+  if (has_async_products() && std::has_single_bit(static_cast<unsigned>(kv.page_size))) {
+    args.page_shift = std::countr_zero(static_cast<unsigned>(kv.page_size));
+    TWILIGHT_CUDA(launch_prefill_async(args, bf16, kv.head_dim, params.num_q_heads, stream));
+    return;
+  }
+#endif
   const auto run = kv.head_dim == 64 ? (bf16 ? launch<Bf16, 64> : launch<Half, 64>)
                                      : (bf16 ? launch<Bf16, 128> : launch<Half, 128>);
   run(args, params.num_q_heads, stream);
