@@ -43,7 +43,7 @@ void BenchFlags::add(CLI::App& command) {
 
 std::vector<SparsePolicy> bench_policies(const AttentionFlags& flags) {
   std::vector<SparsePolicy> policies = {flags.policy("dense")};
-  std::istringstream list(flags.profile.empty() ? flags.attention : "profile");
+  std::istringstream list(flags.has_profile() ? "profile" : flags.attention);
   for (std::string name; std::getline(list, name, ',');) {
     const bool known = std::any_of(policies.begin(), policies.end(),
                                    [&](const SparsePolicy& policy) { return policy.name == name; });

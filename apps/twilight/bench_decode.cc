@@ -92,7 +92,7 @@ void DecodeBench::make_engine() {
   }
   EngineOptions options;
   options.policy = policies.front();
-  options.page_size = flags_.bench.attention.page_size;
+  options.page_size = flags_.bench.attention.page_size();
   options.max_context = static_cast<std::int32_t>(longest);
   options.max_seqs = flags_.batch;
   // Continuations share the prompt's full pages and have the rest to themselves, one more for the
@@ -183,6 +183,7 @@ void DecodeBench::turn_to(Variant& variant) {
 
 bool DecodeBench::run() {
   make_engine();
+  flags_.bench.attention.announce(flags_.bench.common);
   load_before_ = load_average();
   bandwidth_.push_back(measure_read_bandwidth(device_));
   if (!read_prompt()) return false;
@@ -245,10 +246,11 @@ nlohmann::ordered_json DecodeBench::json() const {
   out["benchmark"] = "decode";
   out["device"] = device_.description();
   out["model"] = model_.info().path;
+  flags_.bench.attention.report(out);
   out["context"] = flags_.context;
   out["batch"] = flags_.batch;
   out["tokens"] = flags_.tokens;
-  out["page_size"] = flags_.bench.attention.page_size;
+  out["page_size"] = flags_.bench.attention.page_size();
   out["prefill_seconds"] = prefill_seconds_;
   out["prefill_tokens_per_second"] = static_cast<double>(prompt_.size()) / prefill_seconds_;
   out["weight_bytes"] = model_.info().weight_bytes;
@@ -317,13 +319,12 @@ void DecodeBench::print() const {
 
 int run_bench_decode(const DecodeFlags& flags) {
   (void)bench_policies(flags.bench.attention);
-  const std::string path = flags.model.empty() ? bundled_model() : flags.model;
   const std::string text_path = flags.text.empty() ? bundled_novel() : flags.text;
   const std::string text = read_text(text_path);
   OutputFile file;
   if (!flags.bench.out.empty()) file = OutputFile(flags.bench.out, flags.bench.force);
   const Device device(flags.bench.common.device);
-  const Model model = load_model(path, flags.bench.common, flags.bench.attention);
+  const Model model = load_model(flags.model, flags.bench.common, flags.bench.attention);
   std::vector<std::int32_t> prompt = model.encode(text);
   if (static_cast<std::int64_t>(prompt.size()) < flags.context) {
     throw Error(ErrorCode::kInvalidArgument,

@@ -10,7 +10,8 @@ namespace twilight::app {
 
 struct DecodeFlags {
   BenchFlags bench;
-  std::string model, text;      ///< empty: the bundled ones
+  std::string model;
+  std::string text;             ///< empty: the bundled one
   std::int32_t context = 8192;  ///< tokens of the prefill
   std::int32_t tokens = 64;     ///< decoded with each policy
   std::int32_t batch = 1;       ///< sequences of a step, each with memory of its own

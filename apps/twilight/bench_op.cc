@@ -139,7 +139,7 @@ void OpBench::make_stores() {
   options.num_layers = 1;
   options.num_kv_heads = shape_.num_kv_heads;
   options.head_dim = shape_.head_dim;
-  options.page_size = flags_.bench.attention.page_size;
+  options.page_size = flags_.bench.attention.page_size();
   options.dtype = parse_dtype(flags_.dtype);
   std::vector<const SparsePolicy*> policies;  // of each store
   for (Variant& variant : variants_) {
@@ -293,7 +293,7 @@ void OpBench::fill_report() {
   report_.data_json = workload_->json();
   report_.batch = flags_.batch;
   report_.context = flags_.context;
-  report_.page_size = flags_.bench.attention.page_size;
+  report_.page_size = flags_.bench.attention.page_size();
   report_.copies = num_copies_;
   report_.repeats = flags_.repeats;
   report_.shape = shape_;

@@ -47,6 +47,7 @@ class OwnServer {
                                              const SparsePolicy& policy) {
     server::SchedulerOptions options = flags.own.scheduler_options();
     options.engine.policy = policy;
+    options.engine.page_size = flags.bench.attention.page_size();
     return options;
   }
   static server::ServerOptions options(const ServeBenchFlags& flags) {
@@ -128,19 +129,19 @@ class ServeBench {
       std::istringstream(read_text(flags_.api_key_file)) >> api_key_;
     }
     if (!own_) entry_ = client(flags_.url)->model();
-    const std::string path = flags_.model.empty() ? bundled_model() : flags_.model;
     const std::string text_path = flags_.text.empty() ? bundled_novel() : flags_.text;
     const std::string text = read_text(text_path);
     if (own_) device_.emplace(flags_.bench.common.device);
-    model_ = load_model(path, flags_.bench.common, flags_.bench.attention);
+    model_ = load_model(flags_.model, flags_.bench.common, flags_.bench.attention);
     const ModelInfo& info = model_->info();
     std::vector<std::int32_t> first;
     if (info.bos_token) first.push_back(*info.bos_token);
     text_.emplace(model_->encode(text, false), first);
     report_.device = own_ ? device_->description() : "";
     report_.server = own_ ? "in this process" : flags_.url;
-    report_.model =
-        own_ ? std::filesystem::path(path).lexically_normal().filename().string() : entry_.id;
+    report_.model = own_
+                        ? std::filesystem::path(flags_.model).lexically_normal().filename().string()
+                        : entry_.id;
     report_.context = info.max_context;
     if (own_) {
       const EngineOptions engine = flags_.own.scheduler_options().engine;
@@ -248,6 +249,7 @@ int run_bench_serve(const ServeBenchFlags& flags) {
   OutputFile file;
   if (!flags.bench.out.empty()) file = OutputFile(flags.bench.out, flags.bench.force);
   bench.prepare();
+  flags.bench.attention.announce(flags.bench.common);
   bench.run();
   const ServeReport& report = bench.report();
   const nlohmann::ordered_json json = serve_report_json(flags, report);

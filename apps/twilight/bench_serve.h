@@ -12,9 +12,10 @@
 namespace twilight::app {
 
 struct ServeBenchFlags {
-  BenchFlags bench;         ///< attention: a list; empty with `url`: what the server uses by itself
-  ServeFlags own;           ///< batching of a server of our own
-  std::string model, text;  ///< empty: the bundled ones
+  BenchFlags bench;  ///< attention: a list; empty with `url`: what the server uses by itself
+  ServeFlags own;    ///< batching of a server of our own
+  std::string model;
+  std::string text;  ///< empty: the bundled one
   std::string url, api_key_file;
   std::string prompt_tokens = "256:32768", output_tokens = "32:256";
   double rate = 0;

@@ -1,6 +1,7 @@
 #include <memory>
 
 #include "bench_serve.h"
+#include "paths.h"
 #include "real_range.h"
 #include "twilight/error.h"
 
@@ -107,23 +108,29 @@ void add_bench_serve(CLI::App& bench, std::function<int()>& action) {
       "dense,adaptive\n"
       "Example: twilight bench serve --url http://127.0.0.1:8080 --rate 2 --duration 60");
   flags->bench.add(*command);
+  flags->bench.attention.add_model_profile(*command);
   auto* attention = command->get_option("--attention")
                         ->description(
-                            "Settings to run in turn, repeated or with commas; default: "
-                            "dense,adaptive, and with --url what the server uses by itself");
+                            "Settings to run in turn, repeated or with commas; default: dense, "
+                            "and the model's profile or adaptive; with --url what the server uses "
+                            "by itself");
   attention->default_str("");
   add_load(*command, *flags);
   add_server(*command, *flags);
   command->callback([flags, attention, &action] {
-    if (attention->count() == 0) {
-      const AttentionFlags& given = flags->bench.attention;
-      flags->bench.attention.attention = !flags->url.empty()     ? ""
-                                         : given.profile.empty() ? "dense,adaptive"
-                                                                 : "dense,profile";
-    }
     if (flags->rate == 0 && flags->limits.streams == 0) flags->limits.streams = 8;
     if (flags->limits.requests == 0 && flags->limits.duration == 0) flags->limits.requests = 64;
-    action = [flags] { return run_bench_serve(*flags); };
+
+    action = [flags, attention] {
+      AttentionFlags& given = flags->bench.attention;
+      if (flags->model.empty()) flags->model = bundled_model();
+      const bool own = flags->url.empty();
+      if (own) given.settle(flags->model);
+      if (attention->count() == 0) {
+        given.attention = !own ? "" : given.has_profile() ? "dense,profile" : "dense,adaptive";
+      }
+      return run_bench_serve(*flags);
+    };
   });
 }
 

@@ -129,6 +129,7 @@ Json serve_report_json(const ServeBenchFlags& flags, const ServeReport& report) 
   out["benchmark"] = "serve";
   if (!report.device.empty()) out["device"] = report.device;
   out["model"] = report.model;
+  flags.bench.attention.report(out);
   out["server"] = report.server;
   out["streams"] = flags.limits.streams > 0 ? Json(flags.limits.streams) : Json(nullptr);
   out["rate"] = flags.rate > 0 ? Json(flags.rate) : Json(nullptr);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <tuple>
 
 #include "interrupt.h"
 #include "markup.h"
@@ -85,7 +86,7 @@ SparsePolicy base_policy(const CalibrateFlags& flags) {
 
 EngineOptions engine_options(const CalibrateFlags& flags) {
   EngineOptions options;
-  options.page_size = flags.attention.page_size;
+  options.page_size = flags.attention.page_size();
   options.max_context = flags.context;
   options.cache_tokens = flags.context + kForkPages * options.page_size;
   return options;
@@ -101,9 +102,10 @@ Calibration::Calibration(const CalibrateFlags& flags, double target)
                         flags.attention)),
       engine_(device_, model_, engine_options(flags)) {}
 
-SparsePolicy Calibration::policy_at(float p) const {
+SparsePolicy Calibration::policy_at(Place place) const {
   SparsePolicy policy = base_;
-  policy.p = p;
+  policy.dense_layers = place.first;
+  policy.p = p_ladder()[place.second];
   policy.layer_p.clear();
   return policy;
 }
@@ -114,61 +116,76 @@ Trial Calibration::measure(TextPart& part, const SparsePolicy& policy, const std
   return part.run(policy, positions == 0 ? flags_.audit_every : 0, positions, bar.callback());
 }
 
-const Trial& Calibration::rung(TextPart& part, std::size_t i) {
-  const auto found = rungs_.find(i);
-  if (found != rungs_.end()) return found->second;
-  const float p = p_ladder()[i];
-  return rungs_.emplace(i, measure(part, policy_at(p), "p = " + digits3(static_cast<double>(p))))
-      .first->second;
+const Trial& Calibration::trial(TextPart& part, Place place) {
+  const auto found = trials_.find(place);
+  if (found != trials_.end()) return found->second;
+  std::string what = "p = " + digits3(static_cast<double>(p_ladder()[place.second]));
+  if (place.first != base_.dense_layers) what += ", dense layers " + std::to_string(place.first);
+  return trials_.emplace(place, measure(part, policy_at(place), what)).first->second;
 }
 
-// The lowest rung that keeps the target, from kFirstP on down or up, and its neighbours for what
-// too low and too high cost. None where not even the highest keeps it.
-std::optional<std::size_t> Calibration::walk(TextPart& part) {
+const Trial* Calibration::find(Place place) const {
+  const auto found = trials_.find(place);
+  return found == trials_.end() ? nullptr : &found->second;
+}
+
+// The lowest rung that keeps the target with the preset's dense layers, from kFirstP on down or up,
+// and its neighbours for what too low and too high cost. None where not even the highest keeps it.
+std::optional<Calibration::Place> Calibration::walk(TextPart& part) {
   const std::span<const float> ladder = p_ladder();
+  const auto within = [&](std::size_t i) {
+    return trial(part, {base_.dense_layers, i}).within(target_);
+  };
   std::size_t at =
       static_cast<std::size_t>(std::find(ladder.begin(), ladder.end(), kFirstP) - ladder.begin());
-  while (!rung(part, at).within(target_)) {
+  while (!within(at)) {
     if (at + 1 == ladder.size()) return std::nullopt;
     ++at;
   }
-  while (at > 0 && rung(part, at - 1).within(target_)) --at;
-  if (at + 1 < ladder.size()) (void)rung(part, at + 1);
-  return at;
+  while (at > 0 && within(at - 1)) --at;
+  if (at + 1 < ladder.size()) (void)trial(part, {base_.dense_layers, at + 1});
+  return Place{base_.dense_layers, at};
 }
 
 // Presets keep the bottom layers dense because a fixed share of their pages would miss much of
-// their flat attention; top-p keeps more tokens there by itself. The fewest dense layers that keep
-// the target at the chosen p, if fewer than the preset's do.
-std::optional<Trial> Calibration::try_dense_layers(TextPart& part, std::size_t chosen) {
-  const SparsePolicy global = policy_at(p_ladder()[chosen]);
-  for (std::int32_t layers = 0; layers < global.dense_layers; ++layers) {
-    SparsePolicy policy = global;
-    policy.dense_layers = layers;
-    fewer_dense_.push_back(measure(part, policy, "Dense layers " + std::to_string(layers)));
-    if (fewer_dense_.back().within(target_)) return fewer_dense_.back();
+// their flat attention; top-p keeps more tokens there by itself, and what is saved there may pay
+// for a higher p in all layers. The place that keeps the target with the fewest bytes over all
+// layers, at the chosen p and above.
+Calibration::Place Calibration::try_dense_layers(TextPart& part, Place chosen) {
+  Place best = chosen;
+  for (std::int32_t layers = 0; layers < chosen.first; ++layers) {
+    for (std::size_t i = chosen.second; i < p_ladder().size(); ++i) {
+      const Trial& tried = trial(part, {layers, i});
+      if (tried.totals.bytes_ratio() >= trials_.at(best).totals.bytes_ratio()) break;
+      if (!tried.within(target_)) continue;
+      best = {layers, i};
+      break;
+    }
+    if (best == Place{layers, chosen.second}) break;  // more dense layers only read more
   }
-  return std::nullopt;
+  return best;
 }
 
 // A p for each layer that reads less at no more loss than the chosen p for all, if there is one.
 // Each sparse layer is moved a rung down and up alone; the divergences from dense are then taken to
 // add up, and the outcome is measured as a whole before it is believed.
-std::optional<Trial> Calibration::try_layers(TextPart& part, std::size_t chosen, const Trial& all) {
+std::optional<Trial> Calibration::try_layers(TextPart& part, Place chosen) {
   const std::span<const float> ladder = p_ladder();
-  const std::size_t low = chosen == 0 ? 0 : chosen - 1;
-  const std::size_t high = std::min(chosen + 1, ladder.size() - 1);
-  const std::vector<std::size_t> options = {low, chosen, high};
+  const Trial& all = trials_.at(chosen);
+  const std::size_t middle = chosen.second;
+  const std::size_t low = middle == 0 ? 0 : middle - 1;
+  const std::size_t high = std::min(middle + 1, ladder.size() - 1);
+  const std::vector<std::size_t> options = {low, middle, high};
   const auto layers = static_cast<std::size_t>(model_.info().num_layers);
   const std::size_t positions = std::max(kLeastProbe, part.positions() / kProbeShare);
-  const SparsePolicy& global = all.policy;
+  const SparsePolicy global = policy_at(chosen);
   const Trial base = measure(part, global, "Layers, all", positions);
   std::vector<std::vector<double>> bytes(layers), loss(layers);
   for (std::size_t layer = 0; layer < layers; ++layer) {
     for (const std::size_t option : options) {
       bytes[layer].push_back(base.layer_bytes[layer]);
       loss[layer].push_back(0);
-      if (option == chosen || static_cast<std::int32_t>(layer) < global.dense_layers) continue;
+      if (option == middle || static_cast<std::int32_t>(layer) < global.dense_layers) continue;
       SparsePolicy policy = global;
       policy.layer_p.assign(layers, global.p);
       policy.layer_p[layer] = ladder[option];
@@ -187,50 +204,65 @@ std::optional<Trial> Calibration::try_layers(TextPart& part, std::size_t chosen,
       policy.layer_p[layer] = ladder[options[rungs[layer]]];
     }
   }
-  Trial trial = measure(part, policy, "p by layer");
-  const double saving =
-      1 - static_cast<double>(trial.totals.bytes_read) / static_cast<double>(all.totals.bytes_read);
-  layers_note_ = "p by layer: " + change_of(trial) + ", bytes " + percent(-saving) +
-                 " against p for all, divergence " + fixed(trial.divergence, 4) + " against " +
+  Trial by_layer = measure(part, policy, "p by layer");
+  const double saving = 1 - static_cast<double>(by_layer.totals.bytes_read) /
+                                static_cast<double>(all.totals.bytes_read);
+  layers_note_ = "p by layer: " + change_of(by_layer) + ", bytes " + percent(-saving) +
+                 " against p for all, divergence " + fixed(by_layer.divergence, 4) + " against " +
                  fixed(all.divergence, 4);
-  if (saving < kLeastSaving || !trial.within(target_) || trial.divergence > all.divergence * 1.02) {
+  if (saving < kLeastSaving || !by_layer.within(target_) ||
+      by_layer.divergence > all.divergence * 1.02) {
     layers_note_ += "; not worth it";
     return std::nullopt;
   }
-  return trial;
+  return by_layer;
 }
 
-std::string Calibration::advice(std::size_t chosen) const {
-  const std::span<const float> ladder = p_ladder();
-  const Trial& at = rungs_.at(chosen);
-  std::string out;
-  const auto bytes = [](const Trial& trial) { return trial.totals.sparse_bytes_ratio(); };
-  if (chosen > 0 && rungs_.contains(chosen - 1)) {
-    const Trial& low = rungs_.at(chosen - 1);
-    out += "Too low:  p " + digits3(static_cast<double>(ladder[chosen - 1])) + " reads " +
-           percent(bytes(low) / bytes(at) - 1) + " bytes and loses " + change_of(low) +
-           " perplexity instead of " + percent(at.ppl_change()) + "\n";
+// What the neighbours of the chosen p cost, with its dense layers if they were measured, else with
+// the preset's.
+std::string Calibration::advice(Place chosen) const {
+  const auto neighbours = [&](std::int32_t layers) {
+    const std::size_t i = chosen.second;
+    return std::pair(i == 0 ? nullptr : find({layers, i - 1}), find({layers, i + 1}));
+  };
+  std::int32_t layers = chosen.first;
+  auto [low, high] = neighbours(layers);
+  if (low == nullptr && high == nullptr) {
+    layers = base_.dense_layers;
+    std::tie(low, high) = neighbours(layers);
   }
-  if (rungs_.contains(chosen + 1)) {
-    const Trial& high = rungs_.at(chosen + 1);
-    out += "Too high: p " + digits3(static_cast<double>(ladder[chosen + 1])) + " loses " +
-           change_of(high) + " and reads " + percent(bytes(high) / bytes(at) - 1) + " bytes\n";
+  const Trial* at = find({layers, chosen.second});
+  if (at == nullptr) return "";
+  const std::string where =
+      layers == chosen.first ? "" : " (dense layers " + std::to_string(layers) + ")";
+  const auto bytes = [](const Trial& each) { return each.totals.sparse_bytes_ratio(); };
+  const auto name = [](const Trial& each) { return digits3(static_cast<double>(each.policy.p)); };
+  std::string out;
+  if (low != nullptr) {
+    out += "Too low:  p " + name(*low) + " reads " + percent(bytes(*low) / bytes(*at) - 1) +
+           " bytes and loses " + change_of(*low) + " perplexity instead of " +
+           percent(at->ppl_change()) + where + "\n";
+  }
+  if (high != nullptr) {
+    out += "Too high: p " + name(*high) + " loses " + change_of(*high) + " and reads " +
+           percent(bytes(*high) / bytes(*at) - 1) + " bytes" + where + "\n";
   }
   return out;
 }
 
 void Calibration::print(const TextPart& part, const TextPart& held_out, const Trial& proposal,
-                        const Trial& check, std::size_t chosen) const {
+                        const Trial& check, Place chosen) const {
   Table table;
   table.add({"p", "ppl over dense", "KL", "bytes", "all layers", "kept", "true mass", "ms/token"});
-  for (const auto& [i, trial] : rungs_) {
-    const double p = static_cast<double>(p_ladder()[i]);
-    table.add(row_of(digits3(p) + (i == chosen ? " *" : ""), trial));
-  }
-  for (const Trial& trial : fewer_dense_) {
-    const bool taken = trial.policy.dense_layers == proposal.policy.dense_layers;
-    table.add(row_of(
-        "dense layers " + std::to_string(trial.policy.dense_layers) + (taken ? " *" : ""), trial));
+  bool fewer_dense = false;
+  for (const bool of_preset : {true, false}) {
+    for (const auto& [place, tried] : trials_) {
+      if ((place.first == base_.dense_layers) != of_preset) continue;
+      std::string name = digits3(static_cast<double>(p_ladder()[place.second]));
+      if (!of_preset) name += ", dense layers " + std::to_string(place.first);
+      table.add(row_of(name + (place == chosen ? " *" : ""), tried));
+      fewer_dense = fewer_dense || !of_preset;
+    }
   }
   if (!proposal.policy.layer_p.empty()) table.add(row_of("by layer", proposal));
   table.add({"dense", "ppl " + fixed(part.dense_ppl(), 3), "", "100 %", "100 %", "", "",
@@ -238,14 +270,14 @@ void Calibration::print(const TextPart& part, const TextPart& held_out, const Tr
   table.add(row_of("held out", check));
   std::printf("%s\n", table.text().c_str());
   std::printf("Proposed: %s with p %s", base_.name.c_str(),
-              digits3(static_cast<double>(p_ladder()[chosen])).c_str());
+              digits3(static_cast<double>(p_ladder()[chosen.second])).c_str());
   if (!proposal.policy.layer_p.empty()) {
     std::printf(", by layer");
     for (const float p : proposal.policy.layer_p) {
       std::printf(" %s", digits3(static_cast<double>(p)).c_str());
     }
   }
-  if (!fewer_dense_.empty()) std::printf(", dense layers %d", proposal.policy.dense_layers);
+  if (fewer_dense) std::printf(", dense layers %d", proposal.policy.dense_layers);
   std::printf("\n%s", advice(chosen).c_str());
   if (!layers_note_.empty()) std::printf("Layers:   %s\n", layers_note_.c_str());
   std::printf(
@@ -281,23 +313,19 @@ int Calibration::run() {
   TextPart part(engine_, prompt, all.subspan(begin, last + 1), bar.callback());
   bar.clear();
   if (part.empty()) return kInterruptedExit;
-  const std::optional<std::size_t> chosen = walk(part);
+  std::optional<Place> chosen = walk(part);
   if (!chosen) {
-    const Trial& best = rungs_.rbegin()->second;
+    const Trial& best = trials_.rbegin()->second;
     throw Error(ErrorCode::kUnsupported,
                 "[calibrate] no p keeps the target of " + percent(target_) + ": p " +
                     digits3(static_cast<double>(best.policy.p)) + " loses " + change_of(best) +
                     "; the candidates lose the rest (raise --candidates), or --last is too small "
                     "to tell");
   }
-  Trial proposal = rungs_.at(*chosen);
-  if (!flags_.attention.dense_layers) {
-    if (std::optional<Trial> fewer = try_dense_layers(part, *chosen)) proposal = std::move(*fewer);
-  }
+  if (!flags_.attention.dense_layers) chosen = try_dense_layers(part, *chosen);
+  Trial proposal = trials_.at(*chosen);
   if (!flags_.no_layers) {
-    if (std::optional<Trial> layers = try_layers(part, *chosen, proposal)) {
-      proposal = std::move(*layers);
-    }
+    if (std::optional<Trial> by_layer = try_layers(part, *chosen)) proposal = std::move(*by_layer);
   }
   // The part not used for choosing lies behind the other.
   Sequence longer = prompt.fork();
@@ -320,8 +348,10 @@ int Calibration::run() {
   report["target"] = target_;
   report["dense_ppl"] = part.dense_ppl();
   report["dense_milliseconds_per_token"] = part.dense_milliseconds();
-  for (const auto& [i, trial] : rungs_) report["tried"].push_back(trial_json(trial));
-  for (const Trial& trial : fewer_dense_) report["tried_dense_layers"].push_back(trial_json(trial));
+  for (const auto& [place, tried] : trials_) {
+    const bool of_preset = place.first == base_.dense_layers;
+    report[of_preset ? "tried" : "tried_dense_layers"].push_back(trial_json(tried));
+  }
   report["proposed"] = trial_json(proposal);
   report["layers"] = layers_note_;
   report["held_out"] = trial_json(check);
@@ -333,7 +363,7 @@ int Calibration::run() {
     profile.policy = proposal.policy;
     profile.policy.dense_below_tokens =
         flags_.attention.dense_below ? base_.dense_below_tokens : SparsePolicy::kDenseBelowAuto;
-    profile.page_size = flags_.attention.page_size;
+    profile.page_size = flags_.attention.page_size();
     profile.model = profile_model(model_.info());
     out_.commit(profile_text(profile, report));
   }

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "calibrate.h"
 #include "flags.h"
@@ -25,9 +25,9 @@ struct CalibrateFlags {
 
 [[nodiscard]] EngineOptions engine_options(const CalibrateFlags& flags);
 
-/// The search of `twilight calibrate`: a p for all sparse layers, then how many layers must stay
-/// dense, then a p by layer; each choice is measured whole on the first stretch of text before it
-/// is believed, the last one on the second.
+/// The search of `twilight calibrate`: a p for all sparse layers, then whether fewer dense layers
+/// at that p or a higher one read less, then a p by layer; each choice is measured whole on the
+/// first stretch of text before it is believed, the last one on the second.
 class Calibration {
  public:
   Calibration(const CalibrateFlags& flags, double target);
@@ -35,17 +35,20 @@ class Calibration {
   int run();
 
  private:
-  [[nodiscard]] SparsePolicy policy_at(float p) const;
+  /// A number of dense layers and a rung of the ladder.
+  using Place = std::pair<std::int32_t, std::size_t>;
+
+  [[nodiscard]] SparsePolicy policy_at(Place place) const;
   [[nodiscard]] Trial measure(TextPart& part, const SparsePolicy& policy, const std::string& what,
                               std::size_t positions = 0);
-  const Trial& rung(TextPart& part, std::size_t i);
-  [[nodiscard]] std::optional<std::size_t> walk(TextPart& part);
-  [[nodiscard]] std::optional<Trial> try_dense_layers(TextPart& part, std::size_t chosen);
-  [[nodiscard]] std::optional<Trial> try_layers(TextPart& part, std::size_t chosen,
-                                                const Trial& all);
-  [[nodiscard]] std::string advice(std::size_t chosen) const;
+  const Trial& trial(TextPart& part, Place place);
+  [[nodiscard]] const Trial* find(Place place) const;
+  [[nodiscard]] std::optional<Place> walk(TextPart& part);
+  [[nodiscard]] Place try_dense_layers(TextPart& part, Place chosen);
+  [[nodiscard]] std::optional<Trial> try_layers(TextPart& part, Place chosen);
+  [[nodiscard]] std::string advice(Place chosen) const;
   void print(const TextPart& part, const TextPart& held_out, const Trial& proposal,
-             const Trial& check, std::size_t chosen) const;
+             const Trial& check, Place chosen) const;
 
   const CalibrateFlags& flags_;
   double target_;
@@ -54,8 +57,7 @@ class Calibration {
   Device device_;
   Model model_;
   Engine engine_;
-  std::map<std::size_t, Trial> rungs_;  // measured ones of the ladder
-  std::vector<Trial> fewer_dense_;      // what fewer dense layers were tried with
+  std::map<Place, Trial> trials_;  // with one p for all layers
   std::string layers_note_;
 };
 

@@ -4,6 +4,7 @@
 #include "bench_op.h"
 #include "bench_serve.h"
 #include "commands.h"
+#include "paths.h"
 #include "real_range.h"
 
 namespace twilight::app {
@@ -78,6 +79,7 @@ void add_decode(CLI::App& bench, Action& action) {
       "in turn.\n"
       "Example: twilight bench decode --ctx 16384 --tokens 64 --attention paper,paper-full");
   flags->bench.add(*command);
+  flags->bench.attention.add_model_profile(*command);
   command->add_option("--model", flags->model,
                       "Checkpoint folder or GGUF file; default: the bundled model");
   command->add_option("--text", flags->text, "Text to read first; default: the bundled novel");
@@ -92,7 +94,13 @@ void add_decode(CLI::App& bench, Action& action) {
   command->add_option("--tokens", flags->tokens, "Tokens to decode with each")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
-  command->callback([flags, &action] { action = [flags] { return run_bench_decode(*flags); }; });
+  command->callback([flags, &action] {
+    action = [flags] {
+      if (flags->model.empty()) flags->model = bundled_model();
+      flags->bench.attention.settle(flags->model);
+      return run_bench_decode(*flags);
+    };
+  });
 }
 
 }  // namespace

@@ -86,7 +86,7 @@ int run_labels(const CalibrateFlags& flags) {
   if (out.is_open()) {
     Profile profile;
     profile.policy = policy;
-    profile.page_size = flags.attention.page_size;
+    profile.page_size = flags.attention.page_size();
     profile.model = profile_model(info);
     out.commit(profile_text(profile, report));
   }
@@ -111,7 +111,11 @@ void add_calibrate(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "calibrate", "Find the p that keeps a perplexity on a text, and write it as a profile");
   command->footer(
-      "Every command that takes --attention takes the file as --profile FILE instead.\n"
+      "Every command that takes --attention takes the file as --profile FILE instead. As\n"
+      "twilight.json in the model's folder, or FILE.gguf.twilight.json beside a GGUF file, it is "
+      "what\n"
+      "generate, demo, inspect, serve and bench use by default. calibrate itself starts from the\n"
+      "preset and never reads it.\n"
       "Example: twilight calibrate --text data/Persuasion.txt --target-ppl 0.5% --out vesper.json");
   flags->common.add(*command);
   flags->attention.add(*command);

@@ -110,8 +110,7 @@ int run_demo(const DemoFlags& flags) {
   const SparsePolicy sparse_policy = flags.attention.policy();
   const std::uint64_t seed = flags.seed_given ? flags.seed : std::random_device{}();
   const Device device(flags.common.device);
-  const Model model = load_model(flags.model.empty() ? bundled_model() : flags.model, flags.common,
-                                 flags.attention);
+  const Model model = load_model(flags.model, flags.common, flags.attention);
   const std::string text_path = flags.text.empty() ? bundled_novel() : flags.text;
   Random random(seed);
   const double depth =
@@ -119,6 +118,7 @@ int run_demo(const DemoFlags& flags) {
   const PasskeyTask task =
       PasskeyBuilder(model, read_text(text_path))
           .make(flags.context, depth, std::max(flags.tokens, kAnswerTokens), random);
+  flags.attention.announce(flags.common);
   if (!flags.common.json) {
     std::printf("Model     %s (%s)\n", model.info().path.c_str(), device.description().c_str());
     std::printf("Text      %s\n", text_path.c_str());
@@ -130,7 +130,7 @@ int run_demo(const DemoFlags& flags) {
   }
   EngineOptions options;
   options.policy = sparse_policy;
-  options.page_size = flags.attention.page_size;
+  options.page_size = flags.attention.page_size();
   options.max_context = flags.context;
   // The two answers fork from one prompt and need room of their own.
   options.cache_tokens = flags.context + 2 * (flags.tokens + options.page_size);
@@ -160,6 +160,7 @@ int run_demo(const DemoFlags& flags) {
     report["device"] = device.description();
     report["seed"] = seed;
     report["prompt_tokens"] = task.prompt.size();
+    flags.attention.report(report);
     report["depth"] = depth;
     report["fact"] = task.fact;
     report["prefill_seconds"] = prefill_seconds;
@@ -196,6 +197,7 @@ void add_demo(CLI::App& app, Action& action) {
       "Example: twilight demo --ctx 32768\nExit status 0 if both found the fact, else 1.");
   flags->common.add(*command);
   flags->attention.add(*command);
+  flags->attention.add_model_profile(*command);
   command->add_option("--model", flags->model,
                       "Checkpoint folder or GGUF file; the bundled model by default");
   command->add_option("--text", flags->text,
@@ -218,7 +220,11 @@ void add_demo(CLI::App& app, Action& action) {
                    ->check(CLI::NonNegativeNumber);
   command->callback([flags, seed, &action] {
     flags->seed_given = seed->count() > 0;
-    action = [flags] { return run_demo(*flags); };
+    action = [flags] {
+      if (flags->model.empty()) flags->model = bundled_model();
+      flags->attention.settle(flags->model);
+      return run_demo(*flags);
+    };
   });
 }
 

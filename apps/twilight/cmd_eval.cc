@@ -106,7 +106,12 @@ CLI::App* add_task(CLI::App& parent, const std::string& name, const std::string&
                    const std::string& example, const std::shared_ptr<EvalFlags>& flags,
                    Action& action, MakeTask make) {
   CLI::App* command = parent.add_subcommand(name, about);
-  command->footer("Example: twilight eval " + name + " " + example);
+  command->footer(
+      "Presets are measured as they are; the profile that lies with a model is read where "
+      "--profile\n"
+      "names it.\n"
+      "Example: twilight eval " +
+      name + " " + example);
   if (flags->lab.contexts.empty()) flags->lab.contexts = {4096};
   flags->add(*command);
   command->callback([flags, make, &action] {

@@ -79,13 +79,14 @@ int run_generate(const GenerateFlags& flags) {
   }
   EngineOptions options;
   options.policy = policy;
-  options.page_size = flags.attention.page_size;
+  options.page_size = flags.attention.page_size();
   options.max_context = static_cast<std::int32_t>(
       std::min<std::int64_t>(limit, static_cast<std::int64_t>(tokens.size()) + flags.max_tokens));
   Engine engine(device, model, options);
   Sequence sequence = engine.cache().new_sequence();
   std::vector<float> logits(static_cast<std::size_t>(model.info().vocab_size));
 
+  flags.attention.announce(flags.common);
   const auto prefill_start = std::chrono::steady_clock::now();
   {
     ProgressBar bar("Reading the prompt", "tokens", !flags.common.json);
@@ -125,6 +126,7 @@ int run_generate(const GenerateFlags& flags) {
   report["model"] = flags.model;
   report["device"] = device.description();
   report["policy"] = policy_json(engine.policy());
+  flags.attention.report(report);
   report["prompt_tokens"] = tokens.size();
   report["generated_tokens"] = result.tokens.size();
   report["finish_reason"] = finish_reason_name(result.reason);
@@ -164,6 +166,7 @@ void add_generate(CLI::App& app, Action& action) {
       "--max-tokens 64");
   flags->common.add(*command);
   flags->attention.add(*command);
+  flags->attention.add_model_profile(*command);
   flags->sampling.add(*command);
   command->add_option("--model", flags->model, "Checkpoint folder or GGUF file")->required();
   auto* source = command->add_option_group("prompt");
@@ -194,7 +197,12 @@ void add_generate(CLI::App& app, Action& action) {
                    "0 never")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 30));
-  command->callback([flags, &action] { action = [flags] { return run_generate(*flags); }; });
+  command->callback([flags, &action] {
+    action = [flags] {
+      flags->attention.settle(flags->model);
+      return run_generate(*flags);
+    };
+  });
 }
 
 }  // namespace twilight::app

@@ -4,6 +4,7 @@
 
 #include "commands.h"
 #include "flags.h"
+#include "profile.h"
 #include "twilight/kv_cache.h"
 
 namespace twilight::app {
@@ -52,6 +53,12 @@ int run_info(const InfoFlags& flags) {
                        {"tied_embeddings", info.tied_embeddings},
                        {"kv_bytes_per_token", bytes_per_token("dense")},
                        {"kv_and_index_bytes_per_token", bytes_per_token("adaptive")}};
+    if (const std::string path = find_model_profile(flags.model); !path.empty()) {
+      const Profile profile = read_profile(path);
+      check_profile(path, info, profile.page_size);
+      report["model"]["profile"] = path;
+      report["model"]["attention"] = profile_line(profile.policy);
+    }
   }
   if (flags.common.json) {
     std::printf("%s\n", report.dump(2).c_str());

@@ -84,6 +84,7 @@ void print_json(const InspectData& data, const InspectFlags& flags, const Engine
   report["model"] = engine.model().info().path;
   report["device"] = data.device;
   report["policy"] = policy_json(engine.policy());
+  flags.attention.report(report);
   report["prompt_tokens"] = data.prompt_tokens;
   report["generated_tokens"] = result.tokens.size();
   report["finish_reason"] = finish_reason_name(result.reason);
@@ -106,16 +107,16 @@ int run_inspect(const InspectFlags& flags) {
   options.policy = flags.attention.policy();
   // Where dense attention would be as fast is no matter here: the question is what sparse reads.
   if (!flags.attention.dense_below) options.policy.dense_below_tokens = 0;
-  options.page_size = flags.attention.page_size;
+  options.page_size = flags.attention.page_size();
   OutputFile file;
   if (format != Format::kNone) file = OutputFile(flags.out, flags.force);
   const Device device(flags.common.device);
-  const Model model = load_model(flags.model.empty() ? bundled_model() : flags.model, flags.common,
-                                 flags.attention);
+  const Model model = load_model(flags.model, flags.common, flags.attention);
   const Prompt prompt = make_prompt(flags, model);
   options.max_context = static_cast<std::int32_t>(prompt.tokens.size()) + flags.tokens;
   Engine engine(device, model, options);
   engine.collect_stats(true, flags.audit);
+  flags.attention.announce(flags.common);
   Sequence sequence = engine.cache().new_sequence();
   std::vector<float> logits(static_cast<std::size_t>(model.info().vocab_size));
   {
@@ -197,6 +198,7 @@ void add_inspect(CLI::App& app, Action& action) {
       "Example: twilight inspect --out picture.html");
   flags->common.add(*command);
   flags->attention.add(*command);
+  flags->attention.add_model_profile(*command);
   flags->sampling.add(*command);
   command->add_option("--model", flags->model,
                       "Checkpoint folder or GGUF file; the bundled model by default");
@@ -227,7 +229,11 @@ void add_inspect(CLI::App& app, Action& action) {
   command->callback([flags, prompt, prompt_file, &action] {
     flags->prompt_given = prompt->count() > 0;
     flags->file_given = prompt_file->count() > 0;
-    action = [flags] { return run_inspect(*flags); };
+    action = [flags] {
+      if (flags->model.empty()) flags->model = bundled_model();
+      flags->attention.settle(flags->model);
+      return run_inspect(*flags);
+    };
   });
 }
 

@@ -234,7 +234,9 @@ void add_pareto(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "pareto", "Sweep presets and p; draw bytes read against perplexity or a task's score");
   command->footer(
-      "The data is written beside the picture, with the ending .json.\n"
+      "The data is written beside the picture, with the ending .json. Presets are measured as "
+      "they\n"
+      "are; the profile that lies with a model is read where --profile names it.\n"
       "Example: twilight pareto --ctx 8192 --last 512 --out pareto.html");
   flags->lab.trials = 4;
   flags->lab.add_common(*command);

@@ -1,6 +1,7 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "commands.h"
@@ -28,12 +29,17 @@ int run_serve(const ServeCommand& flags) {
   server::Scheduler scheduler(device, model, scheduling);
   server::ApiServer server(scheduler, options, stderr);
   server.start();
+  flags.serve.attention.announce(flags.serve.common);
   const std::string address =
       (options.http.host.find(':') == std::string::npos ? options.http.host
                                                         : "[" + options.http.host + "]") +
       ":" + std::to_string(server.port());
   if (flags.serve.common.json) {
-    std::printf("{\"url\": \"http://%s\", \"port\": %d}\n", address.c_str(), server.port());
+    nlohmann::ordered_json started;
+    started["url"] = "http://" + address;
+    started["port"] = server.port();
+    flags.serve.attention.report(started);
+    std::printf("%s\n", started.dump().c_str());
   } else {
     std::printf("%s on http://%s (%s)\n", options.model_id.c_str(), address.c_str(),
                 device.description().c_str());
@@ -66,7 +72,12 @@ void add_serve(CLI::App& app, Action& action) {
   command->add_option("--log-level", flags->log_level, "debug, info, warning, error or off")
       ->capture_default_str()
       ->group(group);
-  command->callback([flags, &action] { action = [flags] { return run_serve(*flags); }; });
+  command->callback([flags, &action] {
+    action = [flags] {
+      flags->serve.attention.settle(flags->serve.model);
+      return run_serve(*flags);
+    };
+  });
 }
 
 }  // namespace twilight::app

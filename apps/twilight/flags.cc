@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 
 #include "profile.h"
 #include "progress.h"
@@ -75,16 +76,66 @@ void AttentionFlags::add(CLI::App& command) {
       ->group(group);
   command.add_option("--summary-bits", summary_bits, "Bits of page summaries: 16 or 4")
       ->group(group);
-  command.add_option("--page-size", page_size, "Tokens per page, 1 to 256")
-      ->capture_default_str()
+  command.add_option("--page-size", page_tokens, "Tokens per page, 1 to 256")
+      ->default_str("16, or the profile's")
       ->group(group);
-  command.add_option("--profile", profile, "Take the policy from this file, made by calibrate")
+  command
+      .add_option("--profile", profile,
+                  "Take the policy from this file, made by calibrate; none: from no file")
       ->excludes(command.get_option("--attention"))
       ->group(group);
 }
 
+void AttentionFlags::add_model_profile(CLI::App& command) {
+  attention_option_ = command.get_option("--attention");
+  command.get_option("--profile")
+      ->description(
+          "Take the policy from this file, made by calibrate; without it and --attention from the "
+          "one that lies with the model, if any: twilight.json in its folder or "
+          "FILE.gguf.twilight.json; none: from no file");
+}
+
+// A file that the user did not name is one that the user can do without.
+void AttentionFlags::rethrow(const Error& error) const {
+  throw Error(error.code(),
+              std::string(error.what()) + (found_ ? "; --profile none goes without it" : ""));
+}
+
+void AttentionFlags::settle(const std::string& model) {
+  if (profile.empty() && attention_option_->count() == 0) {
+    profile = find_model_profile(model);
+    found_ = !profile.empty();
+  }
+  if (!found_) return;
+  try {
+    (void)read_profile(profile);
+  } catch (const Error& error) {
+    rethrow(error);
+  }
+}
+
+void AttentionFlags::announce(const CommonFlags& common) const {
+  if (!found_ || common.json) return;
+  std::fprintf(stderr, "Attention from %s: %s (--profile none: the preset %s)\n", profile.c_str(),
+               profile_line(policy("profile")).c_str(), kDefaultPreset);
+}
+
+std::int32_t AttentionFlags::page_size() const {
+  if (page_tokens) return *page_tokens;
+  return has_profile() ? read_profile(profile).page_size : EngineOptions().page_size;
+}
+
+void AttentionFlags::check_model(const ModelInfo& info) const {
+  if (!has_profile()) return;
+  try {
+    check_profile(profile, info, page_size());
+  } catch (const Error& error) {
+    rethrow(error);
+  }
+}
+
 SparsePolicy AttentionFlags::policy(const std::string& preset) const {
-  const bool from_profile = preset == "profile" && !profile.empty();
+  const bool from_profile = preset == "profile" && has_profile();
   SparsePolicy policy = from_profile ? read_profile(profile).policy : make_policy(preset);
   if (p) {
     policy.p = static_cast<float>(*p);
@@ -163,9 +214,7 @@ Model load_model(const std::string& directory, const CommonFlags& flags) {
 Model load_model(const std::string& directory, const CommonFlags& flags,
                  const AttentionFlags& attention) {
   Model model = load_model(directory, flags);
-  if (!attention.profile.empty()) {
-    check_profile(attention.profile, model.info(), attention.page_size);
-  }
+  attention.check_model(model.info());
   return model;
 }
 

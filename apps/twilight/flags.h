@@ -3,11 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
 #include "twilight/device.h"
 #include "twilight/engine.h"
+#include "twilight/error.h"
 #include "twilight/policy.h"
 
 namespace twilight::app {
@@ -22,7 +24,9 @@ struct CommonFlags {
 
 /// How attention decides what to read. Fields left unset keep the preset's value.
 struct AttentionFlags {
-  std::string attention = "adaptive";
+  static constexpr const char* kDefaultPreset = "adaptive";
+
+  std::string attention = kDefaultPreset;
   std::optional<double> p;
   std::optional<double> candidates;
   std::optional<std::int32_t> min_candidates, max_candidates, min_tokens;
@@ -31,16 +35,40 @@ struct AttentionFlags {
   std::optional<double> candidate_mass, far_floor;
 
   std::optional<std::string> dense_below;
-  std::int32_t page_size = 16;
-  std::string profile;  ///< file that `calibrate` wrote; the preset "profile"
+  std::optional<std::int32_t> page_tokens;
+  std::string profile;  ///< file that `calibrate` wrote, the preset "profile"; "none": no file
 
   void add(CLI::App& command);
+  /// For commands that decode with one attention of their own: they then take the profile that lies
+  /// with the model where the user names neither --attention nor --profile.
+  void add_model_profile(CLI::App& command);
+  /// After `add_model_profile`: looks for the model's profile. Throws what `read_profile` does.
+  void settle(const std::string& model);
+  /// Says on standard error that the model's profile is used, unless the output is JSON; for when
+  /// nothing is left that the input could be refused for.
+  void announce(const CommonFlags& common) const;
+
+  [[nodiscard]] bool has_profile() const { return !profile.empty() && profile != "none"; }
+  /// Adds the profile's path as "profile", if there is one.
+  void report(nlohmann::ordered_json& json) const {
+    if (has_profile()) json["profile"] = profile;
+  }
+  /// Tokens a page: --page-size, else the profile's, else 16.
+  [[nodiscard]] std::int32_t page_size() const;
+  /// Throws Error(kInvalidArgument) where the profile is for another model or page size.
+  void check_model(const ModelInfo& info) const;
   /// The policy these flags describe; throws Error(kInvalidArgument) naming the flag's field.
   [[nodiscard]] SparsePolicy policy() const {
-    return policy(profile.empty() ? attention : "profile");
+    return policy(has_profile() ? "profile" : attention);
   }
   /// The same flags on another preset; "profile" takes that of the profile file.
   [[nodiscard]] SparsePolicy policy(const std::string& preset) const;
+
+ private:
+  [[noreturn]] void rethrow(const Error& error) const;
+
+  const CLI::Option* attention_option_ = nullptr;
+  bool found_ = false;  // the profile lies with the model; the user did not name it
 };
 
 struct SamplingFlags {

@@ -59,7 +59,7 @@ std::string fingerprint(const std::string& folder) {
 EngineOptions engine_options(const LabFlags& flags, const std::vector<LabPreset>& presets) {
   EngineOptions options;
   options.policy = presets.front().policy;
-  options.page_size = flags.attention.page_size;
+  options.page_size = flags.attention.page_size();
   options.max_context = *std::max_element(flags.contexts.begin(), flags.contexts.end());
   options.cache_tokens = options.max_context + kForkPages * options.page_size;
   return options;
@@ -99,7 +99,7 @@ void PresetList::add(CLI::App& command, const std::string& about) {
 }
 
 std::vector<std::string> PresetList::names(const AttentionFlags& flags) const {
-  if (flags.profile.empty()) return names_;
+  if (!flags.has_profile()) return names_;
   if (option_->count() == 0) return {"profile"};
   if (std::find(names_.begin(), names_.end(), "profile") == names_.end()) {
     throw Error(ErrorCode::kInvalidArgument,
@@ -148,6 +148,7 @@ Json Lab::header() const {
   out.update(task_->settings());
   out["model"] = model_.info().path;
   out["device"] = device_.description();
+  flags_.attention.report(out);
   out["texts"] = text_names_;
   out["ctx"] = flags_.contexts;
   if (task_->has_depth()) out["depths"] = depths_;
@@ -167,7 +168,7 @@ Json Lab::settings() const {
   out["depths"] = depths_;
   out["trials"] = trials_;
   out["seed"] = flags_.seed;
-  out["page_size"] = flags_.attention.page_size;
+  out["page_size"] = flags_.attention.page_size();
   out["audit_every"] = flags_.audit_every;
   out["dense_question"] = flags_.dense_question;
   for (const LabPreset& preset : presets_) out["presets"].push_back(preset.label);

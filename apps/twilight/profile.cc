@@ -1,11 +1,15 @@
 #include "profile.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <filesystem>
+#include <system_error>
 #include <type_traits>
 #include <vector>
 
 #include "paths.h"
+#include "table.h"
 #include "twilight/error.h"
 
 namespace twilight::app {
@@ -14,6 +18,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kFormat = "twilight profile 1";
+constexpr const char* kModelProfile = "twilight.json";
 
 // Every field of a policy but its name, in the order of the file.
 template <typename Policy, typename Visit>
@@ -127,7 +132,7 @@ Profile read_profile(const std::string& path) {
     }
   }
   const Json& page_size = field(json, "page_size", path);
-  if (!page_size.is_number_integer()) {
+  if (!page_size.is_number_integer() || page_size < 1 || page_size > 256) {
     refuse(path, "page_size, got " + page_size.dump(), "1 to 256");
   }
   page_size.get_to(out.page_size);
@@ -138,6 +143,36 @@ Profile read_profile(const std::string& path) {
                 "[--profile] policy in " + path + " refused: " + error.what());
   }
   return out;
+}
+
+std::string find_model_profile(const std::string& model) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  fs::path path = model;
+  if (fs::is_directory(path, ignored)) {
+    const fs::path in_folder = path / kModelProfile;
+    if (fs::exists(in_folder, ignored)) return in_folder.string();
+    if (fs::exists(path / "config.json", ignored)) return "";
+    // The model may be the folder's one GGUF file.
+    std::vector<fs::path> files;
+    for (const auto& entry : fs::directory_iterator(path, ignored)) {
+      if (entry.path().extension() == ".gguf") files.push_back(entry.path());
+    }
+    if (files.size() != 1) return "";
+    path = files.front();
+  }
+  path += std::string(".") + kModelProfile;
+  return fs::exists(path, ignored) ? path.string() : "";
+}
+
+std::string profile_line(const SparsePolicy& policy) {
+  std::string out = "p " + digits3(static_cast<double>(policy.p));
+  if (!policy.layer_p.empty()) {
+    const auto [low, high] = std::minmax_element(policy.layer_p.begin(), policy.layer_p.end());
+    out = "p " + digits3(static_cast<double>(*low)) + " to " + digits3(static_cast<double>(*high)) +
+          " by layer";
+  }
+  return out + ", dense layers " + std::to_string(policy.dense_layers);
 }
 
 void check_profile(const std::string& path, const ModelInfo& info, std::int32_t page_size) {

@@ -30,6 +30,13 @@ struct Profile {
 /// Error(kInvalidArgument) naming file, field, value and what is accepted.
 [[nodiscard]] Profile read_profile(const std::string& path);
 
+/// The profile that lies with a model, which commands use unless told otherwise: twilight.json in
+/// its folder, or FILE.gguf.twilight.json beside a GGUF file. Empty where there is none.
+[[nodiscard]] std::string find_model_profile(const std::string& model);
+
+/// What a policy of a profile prunes by: "p 0.85, dense layers 0".
+[[nodiscard]] std::string profile_line(const SparsePolicy& policy);
+
 /// Throws Error(kInvalidArgument) where the profile at `path` is for another model or page size.
 void check_profile(const std::string& path, const ModelInfo& info, std::int32_t page_size);
 

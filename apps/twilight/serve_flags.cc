@@ -57,6 +57,7 @@ void ServeFlags::add_batching(CLI::App& command) {
 void ServeFlags::add(CLI::App& command) {
   common.add(command);
   attention.add(command);
+  attention.add_model_profile(command);
   command.add_option("--model", model, "Checkpoint folder")->required();
   add_batching(command);
   const std::string group = "Server";
@@ -127,7 +128,7 @@ server::SchedulerOptions ServeFlags::scheduler_options() const {
   constexpr std::int64_t kDefaultCacheTokens = 131072;
   server::SchedulerOptions options;
   options.engine.policy = attention.policy();
-  options.engine.page_size = attention.page_size;
+  options.engine.page_size = attention.page_size();
   options.engine.max_context = context;
   options.engine.max_seqs = max_seqs;
   options.engine.cache_tokens = cache_tokens > 0 ? cache_tokens : kDefaultCacheTokens;

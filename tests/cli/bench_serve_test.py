@@ -96,7 +96,7 @@ class BenchServe(cli_lib.ProgramTest):
 
     def test_own_server(self):
         out = os.path.join(self.folder, "load.json")
-        flags = ("bench", "serve", *LOAD, "--dense-below", 0, "--dense-layers", 0,
+        flags = ("bench", "serve", *LOAD, "--attention", "dense,adaptive", "--dense-below", 0, "--dense-layers", 0,
                  "--min-candidates", 64, "--min-tokens", 8)
         report = self.run_json(*flags, "--out", out)
         with open(out, encoding="utf-8") as file:

@@ -14,7 +14,7 @@ TOTALS = ("decode_steps", "sparse_layer_steps", "dense_layer_steps", "bytes_read
           "bytes_ratio", "bytes_ratio_sparse_layers", "candidates_mean", "kept_mean", "union_mean",
           "estimated_mass_mean")
 # Sparse from the first layer on, whatever this machine's crossover.
-SPARSE = ("--dense-below", 0, "--dense-layers", 0, "--min-candidates", 64, "--min-tokens", 8)
+SPARSE = ("--attention", "adaptive", "--dense-below", 0, "--dense-layers", 0, "--min-candidates", 64, "--min-tokens", 8)
 
 
 class Commands(cli_lib.ProgramTest):
@@ -170,12 +170,14 @@ class Commands(cli_lib.ProgramTest):
 
     def test_a_failed_run_leaves_no_file(self):
         name = self.file("stats.json")
-        self.check_refused(2, ("page_size",), *self.generate("--stats", name, "--page-size", 0))
+        self.check_refused(2, ("page_size",), *self.generate("--stats", name, "--page-size", 0,
+                                                           "--attention", "adaptive"))
         self.assertEqual(os.listdir(self.folder), [])
 
     def test_demo(self):
-        report = self.run_json("demo", "--ctx", 1024, "--dense-below", 0, "--seed", 3, "--tokens",
-                               12, codes=(0, 1))
+        demo = ("demo", "--ctx", 1024, "--dense-below", 0, "--seed", 3, "--tokens", 12,
+                "--attention", "adaptive")
+        report = self.run_json(*demo, codes=(0, 1))
         for key in ("model", "text", "device", "seed", "prompt_tokens", "depth", "fact",
                     "prefill_seconds", "dense", "sparse", "decode_speedup"):
             self.assertIn(key, report)
@@ -191,7 +193,7 @@ class Commands(cli_lib.ProgramTest):
         self.assertGreater(report["sparse"]["attention"]["sparse_layer_steps"], 0)
         self.assertTrue(report["dense"]["found"])
         self.assertIn(report["dense"]["answer"].strip(" ."), report["fact"])
-        text = run("demo", "--ctx", 1024, "--dense-below", 0, "--seed", 3, "--tokens", 12)
+        text = run(*demo)
         self.assertEqual(text.code, 0 if report["sparse"]["found"] else 1)
         self.check_text(text.out, report["fact"])
         self.assertEqual(text.err, "")

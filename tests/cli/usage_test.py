@@ -95,7 +95,9 @@ class Usage(cli_lib.ProgramTest):
                 ("--page-size", "0", ("page_size, got 0", "accepted 1 to 256")),
                 ("--page-size", "257", ("page_size, got 257", "accepted 1 to 256"))):
             with self.subTest(flag, value=value):
-                self.generate_refused(2, parts, flag, value)
+                # The model's profile, too, settles the size of a page.
+                preset = ("--attention", "adaptive") if flag == "--page-size" else ()
+                self.generate_refused(2, parts, flag, value, *preset)
         # The preset that ignores p refuses a bad one too.
         self.generate_refused(2, ("p, got 0",), "--attention", "dense", "--attn-p", "0")
 

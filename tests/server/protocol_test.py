@@ -163,7 +163,9 @@ class ProtocolTest(unittest.TestCase):
     def test_attention_fields(self):
         long = {"prompt": [9] * 3000, "max_tokens": 4, "temperature": 0}
         read = {}
-        for attention in ("dense", "adaptive", None):
+        # "profile" is what the server has by itself: the profile that lies with the model.
+        self.assertEqual(self.server.request("GET", "/health")[2]["attention"], "profile")
+        for attention in ("dense", "adaptive", "profile", None):
             extra = {"attention": attention} if attention else {"attn_p": 0.5}
             status, _, body = self.server.post("/v1/completions", **long, **extra)
             self.assertEqual(status, 200, body)
@@ -173,7 +175,7 @@ class ProtocolTest(unittest.TestCase):
         error = self.refused(400, "invalid_value", prompt="a", attention="paper", param="attention")
         self.assertEqual(error["message"],
                          "attention: got \"paper\", accepted dense or a preset that reads the index "
-                         "of 'adaptive', which this server keeps")
+                         "of 'profile', which this server keeps")
         self.assertEqual(error["type"], "invalid_request_error")
         self.refused(400, "invalid_value", prompt="a", attention="nothing", param="attention")
         self.refused(400, "invalid_value", prompt="a", attn_p=1.5, param="attn_p")
