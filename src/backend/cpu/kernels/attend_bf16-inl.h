@@ -44,15 +44,19 @@ struct Bf16Products {
     constexpr int kTokens = 16 / H;
     const auto* prepared = reinterpret_cast<const std::uint16_t*>(q);
     for (int t0 = 0; t0 < count; t0 += kTokens) {
-      if (next != nullptr) prefetch_rows<kTokens>(next + t0, 0, dim * 2);
       __m512 acc[16];  // [block = (quad, head)][4 tokens]
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
       std::int64_t d = 0;
       for (; d + 32 <= dim; d += 32) {
+        // A line a row and chunk: in one burst a tile takes a twentieth longer.
+        if (next != nullptr) prefetch_rows<kTokens>(next + t0, d * 2, d * 2 + 64);
         add_products<H, 32>(rows + t0, prepared + d * 2 * H, d, acc);
       }
-      if (d < dim) add_products<H, 16>(rows + t0, prepared + d * 2 * H, d, acc);
+      if (d < dim) {
+        if (next != nullptr) prefetch_rows<kTokens>(next + t0, d * 2, d * 2 + 32);
+        add_products<H, 16>(rows + t0, prepared + d * 2 * H, d, acc);
+      }
       VF sums[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) sums[i] = VF{acc[i]};

@@ -91,22 +91,26 @@ HWY_INLINE CentreU32 load_blocks(const std::byte* const* rows, int i, std::int64
 #endif
 }
 
-// Lane r of v[k]: the 32-bit word at rows[r] + offset + 4 k.
-HWY_INLINE void transpose_words(const std::byte* const* rows, std::int64_t offset, CentreU32* v) {
+// From the blocks u[i] of rows i, i + 4, ... to vectors of one word each, lane = row.
+HWY_INLINE void interleave_blocks(const CentreU32* u, CentreU32* v) {
   const hn::RebindToUnsigned<IndexF> du32;
   const hn::Repartition<std::uint64_t, IndexF> du64;
-  const CentreU32 u0 = load_blocks(rows, 0, offset);
-  const CentreU32 u1 = load_blocks(rows, 1, offset);
-  const CentreU32 u2 = load_blocks(rows, 2, offset);
-  const CentreU32 u3 = load_blocks(rows, 3, offset);
-  const auto lo01 = hn::BitCast(du64, hn::InterleaveLower(du32, u0, u1));
-  const auto lo23 = hn::BitCast(du64, hn::InterleaveLower(du32, u2, u3));
-  const auto hi01 = hn::BitCast(du64, hn::InterleaveUpper(du32, u0, u1));
-  const auto hi23 = hn::BitCast(du64, hn::InterleaveUpper(du32, u2, u3));
+  const auto lo01 = hn::BitCast(du64, hn::InterleaveLower(du32, u[0], u[1]));
+  const auto lo23 = hn::BitCast(du64, hn::InterleaveLower(du32, u[2], u[3]));
+  const auto hi01 = hn::BitCast(du64, hn::InterleaveUpper(du32, u[0], u[1]));
+  const auto hi23 = hn::BitCast(du64, hn::InterleaveUpper(du32, u[2], u[3]));
   v[0] = hn::BitCast(du32, hn::InterleaveLower(du64, lo01, lo23));
   v[1] = hn::BitCast(du32, hn::InterleaveUpper(du64, lo01, lo23));
   v[2] = hn::BitCast(du32, hn::InterleaveLower(du64, hi01, hi23));
   v[3] = hn::BitCast(du32, hn::InterleaveUpper(du64, hi01, hi23));
+}
+
+// Lane r of v[k]: the 32-bit word at rows[r] + offset + 4 k.
+HWY_INLINE void transpose_words(const std::byte* const* rows, std::int64_t offset, CentreU32* v) {
+  CentreU32 u[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) u[i] = load_blocks(rows, i, offset);
+  interleave_blocks(u, v);
 }
 
 // Adds the products of kWords words of codes (8 channels each) to acc.
@@ -116,24 +120,40 @@ using CentreAcc = hn::Vec<hn::RebindToSigned<IndexF>>;
 using CentreAcc = IndexVec;
 #endif
 
-template <int kHeads, int kWords>
-HWY_INLINE void add_products(const CentreU32* v, const std::uint32_t* words, CentreAcc* acc) {
+// Vectors of a page that share each broadcast of the query. Byte products finish late: with eight
+// sums under way instead of four their latency is hidden.
+constexpr int kRowsAtOnce = TWILIGHT_HAS_VNNI ? 2 : 1;
+
+// `between` runs after each word, for work that the products leave room for.
+template <int kHeads, int kRows, int kWords, typename Between>
+HWY_INLINE void add_products(const CentreU32 (*v)[4], const std::uint32_t* words,
+                             CentreAcc (*acc)[kHeads], const Between& between) {
 #if TWILIGHT_HAS_VNNI
   const __m512i low_nibble = _mm512_set1_epi8(15);
 #pragma GCC unroll 4
   for (int k = 0; k < kWords; ++k) {
-    const __m512i lo = _mm512_and_si512(v[k].raw, low_nibble);
-    const __m512i hi = _mm512_and_si512(_mm512_srli_epi16(v[k].raw, 4), low_nibble);
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      const auto word = [&](int half) HWY_ATTR {
-        return _mm512_set1_epi32(static_cast<int>(words[(2 * k + half) * kHeads + h]));
-      };
-      acc[h].raw = _mm512_dpbusd_epi32(acc[h].raw, lo, word(0));
-      acc[h].raw = _mm512_dpbusd_epi32(acc[h].raw, hi, word(1));
+    __m512i code[2][kRows];
+#pragma GCC unroll 2
+    for (int i = 0; i < kRows; ++i) {
+      code[0][i] = _mm512_and_si512(v[i][k].raw, low_nibble);
+      code[1][i] = _mm512_and_si512(_mm512_srli_epi16(v[i][k].raw, 4), low_nibble);
     }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const __m512i word =
+            _mm512_set1_epi32(static_cast<int>(words[(2 * k + half) * kHeads + h]));
+#pragma GCC unroll 2
+        for (int i = 0; i < kRows; ++i) {
+          acc[i][h].raw = _mm512_dpbusd_epi32(acc[i][h].raw, code[half][i], word);
+        }
+      }
+    }
+    between(k);
   }
 #elif TWILIGHT_INTEGER_ESTIMATES
+  static_assert(kRows == 1);
   // Two products of bytes are at most 2 * 15 * 127, so eight such sums fit 16 bits.
   const hn::RebindToUnsigned<IndexF> du32;
   const hn::Repartition<std::int16_t, IndexF> di16;
@@ -143,7 +163,7 @@ HWY_INLINE void add_products(const CentreU32* v, const std::uint32_t* words, Cen
   IndexI16 hi[kWords];
 #pragma GCC unroll 4
   for (int k = 0; k < kWords; ++k) {
-    const auto bytes = hn::BitCast(du16, v[k]);
+    const auto bytes = hn::BitCast(du16, v[0][k]);
     lo[k] = hn::BitCast(di16, hn::And(bytes, low_nibble));
     hi[k] = hn::BitCast(di16, hn::And(hn::ShiftRight<4>(bytes), low_nibble));
   }
@@ -158,9 +178,11 @@ HWY_INLINE void add_products(const CentreU32* v, const std::uint32_t* words, Cen
       sum = hn::Add(
           sum, hn::Add(multiply_add_bytes(lo[k], word(0)), multiply_add_bytes(hi[k], word(1))));
     }
-    acc[h] = hn::Add(acc[h], multiply_add_halves(sum, hn::Set(di16, 1)));
+    acc[0][h] = hn::Add(acc[0][h], multiply_add_halves(sum, hn::Set(di16, 1)));
   }
+  for (int k = 0; k < kWords; ++k) between(k);
 #else
+  static_assert(kRows == 1);
   const IndexF df;
   const hn::RebindToUnsigned<IndexF> du32;
   const hn::RebindToSigned<IndexF> di32;
@@ -168,14 +190,15 @@ HWY_INLINE void add_products(const CentreU32* v, const std::uint32_t* words, Cen
     for (int c = 0; c < 8; ++c, words += kHeads) {
       // Channel c of the word: byte c % 4, low nibbles first.
       const auto code =
-          hn::And(hn::ShiftRightSame(v[k], 8 * (c % 4) + 4 * (c / 4)), hn::Set(du32, 15U));
+          hn::And(hn::ShiftRightSame(v[0][k], 8 * (c % 4) + 4 * (c / 4)), hn::Set(du32, 15U));
       const IndexVec value = hn::Sub(hn::ConvertTo(df, hn::BitCast(di32, code)), hn::Set(df, 7.5F));
       for (int h = 0; h < kHeads; ++h) {
         float q;
         std::memcpy(&q, words + h, sizeof(q));
-        acc[h] = hn::MulAdd(value, hn::Set(df, q), acc[h]);
+        acc[0][h] = hn::MulAdd(value, hn::Set(df, q), acc[0][h]);
       }
     }
+    between(k);
   }
 #endif
 }
@@ -184,59 +207,98 @@ HWY_INLINE void add_products(const CentreU32* v, const std::uint32_t* words, Cen
 struct RowsAhead {
   const std::byte* const* near = nullptr;  // of the next batch, to the first level; null for none
   const std::byte* const* far = nullptr;   // kBytesAhead on, to the second
-  std::int64_t offset = 0;                 // from those pointers to the row
 
-  HWY_INLINE void fetch(std::int64_t at) const {
+  // At byte `at` of the rows that start `offset` from those pointers.
+  HWY_INLINE void fetch(std::int64_t offset, std::int64_t at) const {
     constexpr int kRowsAStep = kIndexLanes / 4;
     const auto first = static_cast<int>(at / 16 % 4) * kRowsAStep;
+    const std::int64_t line = offset + (at & ~std::int64_t{63});
+    if (near != nullptr) {
 #pragma GCC unroll 4
-    for (int r = first; r < first + kRowsAStep; ++r) {
-      if (near != nullptr) prefetch_near_line(near[r] + offset + (at & ~std::int64_t{63}));
-      if (far != nullptr) prefetch_line(far[r] + offset + (at & ~std::int64_t{63}));
+      for (int r = 0; r < kRowsAStep; ++r) prefetch_near_line(near[first + r] + line);
+    }
+    if (far != nullptr) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRowsAStep; ++r) prefetch_line(far[first + r] + line);
     }
   }
 };
 
-// Lane r of t[h]: sum over channels of qi (code - 7.5) for the 4-bit vector at rows[r], head h.
-template <int kHeads>
-HWY_INLINE void centre_products(int head_dim, const std::byte* const* rows, const RowsAhead& ahead,
-                                const std::uint32_t* words, const CentreHead* heads, IndexVec* t) {
+// Lane r of t[i][h]: sum over channels of qi (code - 7.5) for the i-th of kRows 4-bit vectors, one
+// after another from codes[r] + first on, head h.
+template <int kHeads, int kRows>
+HWY_INLINE void centre_products(int head_dim, const std::byte* const* codes, std::int64_t first,
+                                const RowsAhead& ahead, const std::uint32_t* words,
+                                const CentreHead* heads, IndexVec (*t)[kHeads]) {
   const IndexF df;
   const hn::RebindToUnsigned<IndexF> du32;
-  CentreAcc acc[kHeads];
-#if TWILIGHT_INTEGER_ESTIMATES
+  CentreAcc acc[kRows][kHeads];
+#pragma GCC unroll 2
+  for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h) acc[h] = hn::Zero(hn::RebindToSigned<IndexF>());
+    for (int h = 0; h < kHeads; ++h) {
+#if TWILIGHT_INTEGER_ESTIMATES
+      acc[i][h] = hn::Zero(hn::RebindToSigned<IndexF>());
 #else
-  for (int h = 0; h < kHeads; ++h) acc[h] = hn::Zero(df);
+      acc[i][h] = hn::Zero(df);
 #endif
+    }
+  }
   const std::int64_t chunk_words = 4 * (centre_words(32) / 4) * kHeads;
   std::int64_t offset = 0;
   const std::int64_t bytes = nibble_bytes(head_dim);
-  for (; offset + 16 <= bytes; offset += 16, words += chunk_words) {
-    CentreU32 v[4];
-    ahead.fetch(offset);
-    transpose_words(rows, offset, v);
-    add_products<kHeads, 4>(v, words, acc);
+  const std::int64_t whole = bytes & ~std::int64_t{15};
+  const auto load = [&](int i, int k, std::int64_t at)
+                        HWY_ATTR { return load_blocks(codes, k, first + i * bytes + at); };
+  // Blocks of the next chunk are loaded among the products of this one: put before them they would
+  // wait behind those of the chunk before.
+  CentreU32 u[kRows][4];
+  if (whole > 0) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) u[i][k] = load(i, k, 0);
+    }
+  }
+  for (; offset < whole; offset += 16, words += chunk_words) {
+    CentreU32 v[kRows][4];
+#pragma GCC unroll 2
+    for (int i = 0; i < kRows; ++i) {
+      ahead.fetch(first + i * bytes, offset);
+      interleave_blocks(u[i], v[i]);
+    }
+    const std::int64_t next = offset + 16 < whole ? offset + 16 : offset;
+    add_products<kHeads, kRows, 4>(v, words, acc, [&](int k) HWY_ATTR {
+#pragma GCC unroll 2
+      for (int i = 0; i < kRows; ++i) u[i][k] = load(i, k, next);
+    });
   }
   if (offset < bytes) {
     // Half a chunk, two words a row.
-    HWY_ALIGN std::uint32_t word[2][kIndexLanes];
-    for (int r = 0; r < kIndexLanes; ++r) {
-      std::memcpy(&word[0][r], rows[r] + offset, 4);
-      std::memcpy(&word[1][r], rows[r] + offset + 4, 4);
+    CentreU32 v[kRows][4];
+    for (int i = 0; i < kRows; ++i) {
+      HWY_ALIGN std::uint32_t word[2][kIndexLanes];
+      for (int r = 0; r < kIndexLanes; ++r) {
+        const std::byte* from = codes[r] + first + i * bytes + offset;
+        std::memcpy(&word[0][r], from, 4);
+        std::memcpy(&word[1][r], from + 4, 4);
+      }
+      v[i][0] = hn::Load(du32, word[0]);
+      v[i][1] = hn::Load(du32, word[1]);
     }
-    const CentreU32 v[2] = {hn::Load(du32, word[0]), hn::Load(du32, word[1])};
-    add_products<kHeads, 2>(v, words, acc);
+    add_products<kHeads, kRows, 2>(v, words, acc, [](int) {});
   }
+#pragma GCC unroll 2
+  for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h) {
+    for (int h = 0; h < kHeads; ++h) {
 #if TWILIGHT_INTEGER_ESTIMATES
-    t[h] = hn::Sub(hn::ConvertTo(df, acc[h]), hn::Set(df, heads[h].centre));
+      t[i][h] = hn::Sub(hn::ConvertTo(df, acc[i][h]), hn::Set(df, heads[h].centre));
 #else
-    t[h] = acc[h];
-    (void)heads;
+      t[i][h] = acc[i][h];
+      (void)heads;
 #endif
+    }
   }
 }
 
@@ -254,10 +316,17 @@ struct CentreBatch {
   template <typename PageAt>
   HWY_INLINE void fill(const IndexUnit& unit, int count, const PageAt& page_at) {
     const KeyIndexView& index = unit.index;
+    const std::int32_t* table = unit.kv.block_table + unit.seq * unit.kv.block_table_stride;
+    const std::byte* first_codes =
+        index.centres(0, unit.kv_head, unit.kv.page_size, unit.kv.head_dim);
+    const auto* first_params =
+        reinterpret_cast<const std::byte*>(index.page_params(0, unit.kv_head));
+    const std::int64_t stride =
+        index.format.own_centre() ? index.estimate_page_stride : index.summary_page_stride;
     for (int r = 0; r < kIndexLanes; ++r) {
-      const std::int64_t page = unit.kv.page_of(unit.seq, page_at(std::min(r, count - 1)));
-      codes[r] = index.centres(page, unit.kv_head, unit.kv.page_size, unit.kv.head_dim);
-      params[r] = reinterpret_cast<const std::byte*>(index.page_params(page, unit.kv_head));
+      const std::int64_t page = table[page_at(std::min(r, count - 1))];
+      codes[r] = first_codes + page * stride;
+      params[r] = first_params + page * index.params_page_stride;
       prefetch_line(params[r]);
     }
   }
@@ -299,20 +368,25 @@ HWY_INLINE void batch_dots(int head_dim, const CentreBatch& batch, const CentreS
                            const std::uint32_t* words, const CentreHead* heads,
                            IndexVec (*dots)[kHeads]) {
   const IndexF df;
-  const std::byte* rows[kIndexLanes];
-  RowsAhead ahead;
-  ahead.near = next == nullptr ? nullptr : next->codes;
-  ahead.far = far == nullptr ? nullptr : far->codes;
-  for (int i = 0; i < rows_per_page; ++i) {
-    ahead.offset = i * nibble_bytes(head_dim);
-    for (int r = 0; r < kIndexLanes; ++r) rows[r] = batch.codes[r] + ahead.offset;
-    IndexVec t[kHeads];
-    centre_products<kHeads>(head_dim, rows, ahead, words, heads, t);
+  const RowsAhead ahead = {next == nullptr ? nullptr : next->codes,
+                           far == nullptr ? nullptr : far->codes};
+  const auto run = [&]<int kRows>(int i) HWY_ATTR {
+    IndexVec t[kRows][kHeads];
+    centre_products<kHeads, kRows>(head_dim, batch.codes, i * nibble_bytes(head_dim), ahead, words,
+                                   heads, t);
+#pragma GCC unroll 2
+    for (int k = 0; k < kRows; ++k) {
 #pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      dots[i][h] = hn::Mul(hn::Mul(hn::Set(df, heads[h].step), scales.scale[i]), t[h]);
+      for (int h = 0; h < kHeads; ++h) {
+        dots[i + k][h] = hn::Mul(hn::Mul(hn::Set(df, heads[h].step), scales.scale[i + k]), t[k][h]);
+      }
     }
+  };
+  int i = 0;
+  for (; i + kRowsAtOnce <= rows_per_page; i += kRowsAtOnce) {
+    run.template operator()<kRowsAtOnce>(i);
   }
+  for (; i < rows_per_page; ++i) run.template operator()<1>(i);
 }
 
 // The first `count` lanes.
@@ -336,14 +410,20 @@ HWY_INLINE void store_dots(const IndexVec (*dots)[kHeads], int head, int centres
     store_lanes(dots[0][head], count, to);
     return;
   }
-  HWY_ALIGN float lanes[kSubCentroids * kIndexLanes];
-  if (centres == 2) {
-    hn::StoreInterleaved2(dots[0][head], dots[1][head], df, lanes);
-    std::memcpy(to, lanes, sizeof(float) * 2 * static_cast<std::size_t>(count));
+  const auto interleave = [&](float* out) HWY_ATTR {
+    if (centres == 2) {
+      hn::StoreInterleaved2(dots[0][head], dots[1][head], df, out);
+    } else {
+      hn::StoreInterleaved4(dots[0][head], dots[1][head], dots[2][head], dots[3][head], df, out);
+    }
+  };
+  if (count >= kIndexLanes) {
+    interleave(to);
     return;
   }
-  hn::StoreInterleaved4(dots[0][head], dots[1][head], dots[2][head], dots[3][head], df, lanes);
-  std::memcpy(to, lanes, sizeof(float) * kSubCentroids * static_cast<std::size_t>(count));
+  HWY_ALIGN float lanes[kSubCentroids * kIndexLanes];
+  interleave(lanes);
+  std::memcpy(to, lanes, sizeof(float) * static_cast<std::size_t>(centres * count));
 }
 
 // Means that centre the estimates of a page: 1, 2 or kSubCentroids.
@@ -377,25 +457,32 @@ HWY_INLINE void centre_dots(const IndexUnit& unit, const std::byte* query, const
 
 // --- exponentials and logarithms --------------------------------------------------------------
 
-// exp(x) for x <= 0, relative error below 2^-21; 0 below -87 and for -inf.
+// The larger of each lane, `best` where `e` is NaN.
+HWY_INLINE IndexVec larger_known(IndexVec e, IndexVec best) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+  return hn::Max(e, best);  // the second operand where one is NaN
+#else
+  return hn::IfThenElse(hn::Gt(e, best), e, best);
+#endif
+}
+
+// exp(x) for x <= 0 within 2^-22 max(1, |x| / 4) of itself, so a sum with a 1 in it is within
+// 2^-22; exp(-87), which no such sum notices, below that and for NaN. Degree 5 for 2^r: 9.1e-8.
 HWY_INLINE IndexVec mass_exp(IndexVec x) {
   const IndexF df;
   const hn::RebindToSigned<IndexF> di32;
-  const IndexVec lowest = hn::Set(df, -87.0F);
-  const auto counts = hn::Ge(x, lowest);
-  const IndexVec y = hn::IfThenElse(counts, x, lowest);
-  const IndexVec n = hn::Round(hn::Mul(y, hn::Set(df, 1.44269504F)));
-  IndexVec r = hn::NegMulAdd(n, hn::Set(df, 0.693359375F), y);
-  r = hn::NegMulAdd(n, hn::Set(df, -2.12194440e-4F), r);
-  IndexVec p = hn::Set(df, 1.0F / 720);
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0F / 120));
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0F / 24));
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0F / 6));
-  p = hn::MulAdd(p, r, hn::Set(df, 0.5F));
+  const IndexVec rounder = hn::Set(df, 0x1.8p23F);
+  const IndexVec y = hn::Mul(larger_known(x, hn::Set(df, -87.0F)), hn::Set(df, 1.44269504F));
+  const IndexVec shifted = hn::Add(y, rounder);
+  const IndexVec r = hn::Sub(y, hn::Sub(shifted, rounder));
+  IndexVec p = hn::Set(df, 0.0013264695880934596F);
+  p = hn::MulAdd(p, r, hn::Set(df, 0.009671512991189957F));
+  p = hn::MulAdd(p, r, hn::Set(df, 0.05550733953714371F));
+  p = hn::MulAdd(p, r, hn::Set(df, 0.24022242426872253F));
+  p = hn::MulAdd(p, r, hn::Set(df, 0.6931470036506653F));
   p = hn::MulAdd(p, r, hn::Set(df, 1.0F));
-  p = hn::MulAdd(p, r, hn::Set(df, 1.0F));
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di32, n), hn::Set(di32, 127)));
-  return hn::IfThenElseZero(counts, hn::Mul(p, hn::BitCast(df, exponent)));
+  const auto power = hn::Add(hn::BitCast(di32, p), hn::ShiftLeft<23>(hn::BitCast(di32, shifted)));
+  return hn::BitCast(df, power);
 }
 
 // log(x) for normal x >= 1, error below 2^-22 max(1, log x): x = 2^n m, m in [2^-1/2, 2^1/2),
@@ -422,18 +509,35 @@ HWY_INLINE IndexVec mass_log(IndexVec x) {
 
 // --- page scores ------------------------------------------------------------------------------
 
-// Log mass of a batch of pages for one head, from its dots (ops/params.h). `spread` is v.
-template <int kHeads>
-HWY_INLINE IndexVec sub_centroid_mass(const IndexVec (*dots)[kHeads], int head, int runs,
-                                      const float* covered, IndexVec spread) {
+// Log masses of a batch of pages from its dots (ops/params.h), heads side by side so that their
+// chains overlap. `spread` is v. kRuns 0 takes any number.
+template <int kRuns, int kHeads>
+HWY_INLINE void sub_centroid_masses(const IndexVec (*dots)[kHeads], int num_runs,
+                                    const float* covered, const IndexVec* spread,
+                                    IndexVec* masses) {
   const IndexF df;
-  IndexVec top = dots[0][head];
-  for (int i = 1; i < runs; ++i) top = hn::Max(top, dots[i][head]);
-  IndexVec sum = hn::Zero(df);
-  for (int i = 0; i < runs; ++i) {
-    sum = hn::MulAdd(hn::Set(df, covered[i]), mass_exp(hn::Sub(dots[i][head], top)), sum);
+  const int runs = kRuns == 0 ? num_runs : kRuns;
+  IndexVec top[kHeads];
+  IndexVec sum[kHeads];
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+    top[h] = dots[0][h];
+    sum[h] = hn::Zero(df);
+#pragma GCC unroll 4
+    for (int i = 1; i < runs; ++i) top[h] = hn::Max(top[h], dots[i][h]);
   }
-  return hn::Add(hn::Add(top, mass_log(sum)), spread);
+#pragma GCC unroll 4
+  for (int i = 0; i < runs; ++i) {
+    const IndexVec tokens = hn::Set(df, covered[i]);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      sum[h] = hn::MulAdd(tokens, mass_exp(hn::Sub(dots[i][h], top[h])), sum[h]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int h = 0; h < kHeads; ++h) {
+    masses[h] = hn::Add(hn::Add(top[h], mass_log(sum[h])), spread[h]);
+  }
 }
 template <int kHeads>
 HWY_INLINE IndexVec centroid_mass(const IndexVec (*dots)[kHeads], int head, float others,
@@ -498,12 +602,25 @@ void log_masses(const IndexUnit& unit, const std::byte* query, std::int64_t page
       IndexVec dots[kMostRows][kHeads];
       batch_dots<kHeads>(head_dim, batch, scales, h0 == 0 ? next : nullptr, h0 == 0 ? far : nullptr,
                          rows_per_page, words, constants + h0, dots);
+      IndexVec spread[kHeads];
+      IndexVec mass[kHeads];
+#pragma GCC unroll 4
       for (int h = 0; h < kHeads; ++h) {
-        const IndexVec spread = hn::Mul(hn::Set(df, constants[h0 + h].spread), scales.variance);
-        const IndexVec mass =
-            sub ? sub_centroid_mass<kHeads>(dots, h, runs, covered, spread)
-                : centroid_mass<kHeads>(dots, h, static_cast<float>(page_size - 1), spread);
-        store_lanes(mass, count, masses + (h0 + h) * stride + page);
+        spread[h] = hn::Mul(hn::Set(df, constants[h0 + h].spread), scales.variance);
+      }
+      if (sub && runs == kSubCentroids) {
+        sub_centroid_masses<kSubCentroids, kHeads>(dots, runs, covered, spread, mass);
+      } else if (sub) {
+        sub_centroid_masses<0, kHeads>(dots, runs, covered, spread, mass);
+      } else {
+        for (int h = 0; h < kHeads; ++h) {
+          const auto others = static_cast<float>(page_size - 1);
+          mass[h] = centroid_mass<kHeads>(dots, h, others, spread[h]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        store_lanes(mass[h], count, masses + (h0 + h) * stride + page);
         if (dots_out != nullptr) {
           store_dots<kHeads>(dots, h, centres, count,
                              dots_out + ((h0 + h) * dot_stride + page) * centres);

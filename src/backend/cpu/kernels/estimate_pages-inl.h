@@ -73,15 +73,6 @@ struct SlotCentres {
 // kIndexLanes f16 values as f32.
 HWY_INLINE IndexVec load_halves(const std::byte* from) { return load_row<DType::kF16>(from, 0); }
 
-// The larger of each lane, `best` where `e` is NaN.
-HWY_INLINE IndexVec larger_known(IndexVec e, IndexVec best) {
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
-  return hn::Max(e, best);  // the second operand where one is NaN
-#else
-  return hn::IfThenElse(hn::Gt(e, best), e, best);
-#endif
-}
-
 // Stores the first `slots` lanes and counts them in `best`.
 HWY_INLINE void put_part(IndexVec e, std::int64_t slots, float* to, IndexVec* best) {
   const IndexF df;
