@@ -35,15 +35,18 @@ void BenchFlags::add(CLI::App& command) {
   command.get_option("--attention")
       ->join(',')
       ->description(
-          "Presets to time against dense, repeated or with commas: paper, paper-full, "
-          "quest:K, streaming");
+          "Presets to time against dense, repeated or with commas: adaptive, paper, paper-full, "
+          "quest:K, streaming, profile");
+  // In a list the profile is the preset of that name.
+  command.get_option("--attention")->remove_excludes(command.get_option("--profile"));
+  command.get_option("--profile")->remove_excludes(command.get_option("--attention"));
   command.add_option("--out", out, "Write the report to this file too (JSON)");
   command.add_flag("--force", force, "Replace the report file if it exists");
 }
 
 std::vector<SparsePolicy> bench_policies(const AttentionFlags& flags) {
   std::vector<SparsePolicy> policies = {flags.policy("dense")};
-  std::istringstream list(flags.has_profile() ? "profile" : flags.attention);
+  std::istringstream list(flags.list());
   for (std::string name; std::getline(list, name, ',');) {
     const bool known = std::any_of(policies.begin(), policies.end(),
                                    [&](const SparsePolicy& policy) { return policy.name == name; });

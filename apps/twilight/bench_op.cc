@@ -74,6 +74,7 @@ class OpBench {
 
  private:
   void settle();
+  [[nodiscard]] SparsePolicy for_one_layer(SparsePolicy policy) const;
   void make_stores();
   bool make_workload();
   bool fill(Store& store, std::size_t index);
@@ -100,16 +101,39 @@ class OpBench {
   OpReport report_;
 };
 
-void OpBench::settle() {
-  for (SparsePolicy& policy : bench_policies(flags_.bench.attention)) {
-    policy.dense_layers = 0;
-    policy.dense_below_tokens = 0;
-    variants_.emplace_back().result.policy = std::move(policy);
+// A profile's policy is for all layers of its model.
+SparsePolicy OpBench::for_one_layer(SparsePolicy policy) const {
+  policy.dense_layers = 0;
+  policy.dense_below_tokens = 0;
+  if (!policy.layer_p.empty()) {
+    if (model_) {
+      const std::int32_t layer = capture_layer(model_->info(), flags_.layer);
+      policy.p = policy.layer_p.at(static_cast<std::size_t>(layer));
+    }
+    policy.layer_p.clear();
   }
+  if (policy.selector == "double_sparsity") {
+    if (!model_) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "[bench] selector double_sparsity on planted keys, got no --from-model, accepted "
+                  "with the model that the labels of --profile are for");
+    }
+    const auto row = policy.num_labels * model_->info().num_kv_heads;
+    const auto first =
+        policy.labels.begin() + std::ptrdiff_t{row} * capture_layer(model_->info(), flags_.layer);
+    policy.labels = std::vector<std::int32_t>(first, first + row);
+  }
+  return policy;
+}
+
+void OpBench::settle() {
   shape_ = flags_.shape;
   if (!flags_.model.empty()) {
     model_ = load_model(flags_.model, flags_.bench.common, flags_.bench.attention);
     shape_ = {model_->info().num_q_heads, model_->info().num_kv_heads, model_->info().head_dim};
+  }
+  for (SparsePolicy& policy : bench_policies(flags_.bench.attention)) {
+    variants_.emplace_back().result.policy = for_one_layer(std::move(policy));
   }
   num_copies_ = static_cast<std::int32_t>(
       std::clamp<std::int64_t>((kCacheMultiple * cache_bytes_ - 1) / data_bytes() + 1, 1, 64));

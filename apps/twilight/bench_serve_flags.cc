@@ -126,7 +126,9 @@ void add_bench_serve(CLI::App& bench, std::function<int()>& action) {
       if (flags->model.empty()) flags->model = bundled_model();
       const bool own = flags->url.empty();
       if (own) given.settle(flags->model);
-      if (attention->count() == 0) {
+      if (attention->count() > 0) {
+        given.attention = given.list();
+      } else {
         given.attention = !own ? "" : given.has_profile() ? "dense,profile" : "dense,adaptive";
       }
       return run_bench_serve(*flags);

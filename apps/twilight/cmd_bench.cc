@@ -15,6 +15,8 @@ void add_op(CLI::App& bench, Action& action) {
   CLI::App* command = bench.add_subcommand("op", "Time one attention layer at a decode step");
   command->footer(
       "Dense attention and every preset run in turn over the same distinct memory, caches cold.\n"
+      "The label channels of double_sparsity are those of a model's layer: --from-model with\n"
+      "--attention paper,profile --profile FILE, FILE from calibrate --labels.\n"
       "Example: twilight bench op --batch 8 --ctx 32768 --attention paper,quest:2048\n"
       "Example: twilight bench op --from-model models/vesper-19m --text data/Persuasion.txt "
       "--ctx 16384");

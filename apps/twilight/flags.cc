@@ -10,6 +10,14 @@
 
 namespace twilight::app {
 
+namespace {
+
+bool names_profile(const std::string& list) {
+  return ("," + list + ",").find(",profile,") != std::string::npos;
+}
+
+}  // namespace
+
 void CommonFlags::add(CLI::App& command) {
   command.add_flag("--json", json, "Print one JSON object to standard output instead of text");
   command.add_option("--threads", device.threads, "Worker threads; 0 takes all processors")
@@ -24,11 +32,12 @@ void CommonFlags::add(CLI::App& command) {
 
 void AttentionFlags::add(CLI::App& command) {
   const std::string group = "Attention";
-  command
-      .add_option("--attention", attention,
-                  "Preset: dense, adaptive, paper, paper-full, quest:K, streaming")
-      ->capture_default_str()
-      ->group(group);
+  attention_option_ =
+      command
+          .add_option("--attention", attention,
+                      "Preset: dense, adaptive, paper, paper-full, quest:K, streaming")
+          ->capture_default_str()
+          ->group(group);
   command.add_option("--attn-p", p, "Attention mass to keep, above 0 to 1")->group(group);
   command
       .add_option("--candidates", candidates,
@@ -87,7 +96,6 @@ void AttentionFlags::add(CLI::App& command) {
 }
 
 void AttentionFlags::add_model_profile(CLI::App& command) {
-  attention_option_ = command.get_option("--attention");
   command.get_option("--profile")
       ->description(
           "Take the policy from this file, made by calibrate; without it and --attention from the "
@@ -102,9 +110,16 @@ void AttentionFlags::rethrow(const Error& error) const {
 }
 
 void AttentionFlags::settle(const std::string& model) {
-  if (profile.empty() && attention_option_->count() == 0) {
+  const bool listed = attention_option_->count() > 0;
+  const bool by_name = names_profile(attention);
+  if (profile.empty() && (!listed || by_name)) {
     profile = find_model_profile(model);
     found_ = !profile.empty();
+    if (by_name && !found_) {
+      throw Error(ErrorCode::kInvalidArgument,
+                  "[--attention] preset profile, got none beside " + model +
+                      ", accepted with --profile FILE or a profile that lies with the model");
+    }
   }
   if (!found_) return;
   try {
@@ -114,8 +129,19 @@ void AttentionFlags::settle(const std::string& model) {
   }
 }
 
+std::string AttentionFlags::list() const {
+  if (!has_profile()) return attention;
+  if (attention_option_->count() == 0) return "profile";
+  if (!names_profile(attention)) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "[--profile] profile beside --attention, got a list without it, accepted a list "
+                "with 'profile' in it, or no --attention");
+  }
+  return attention;
+}
+
 void AttentionFlags::announce(const CommonFlags& common) const {
-  if (!found_ || common.json) return;
+  if (!found_ || common.json || attention_option_->count() > 0) return;
   std::fprintf(stderr, "Attention from %s: %s (--profile none: the preset %s)\n", profile.c_str(),
                profile_line(policy("profile")).c_str(), kDefaultPreset);
 }

@@ -42,12 +42,16 @@ struct AttentionFlags {
   /// For commands that decode with one attention of their own: they then take the profile that lies
   /// with the model where the user names neither --attention nor --profile.
   void add_model_profile(CLI::App& command);
-  /// After `add_model_profile`: looks for the model's profile. Throws what `read_profile` does.
+  /// After `add_model_profile`: looks for the model's profile, also where `attention` lists the
+  /// preset "profile". Throws what `read_profile` does.
   void settle(const std::string& model);
   /// Says on standard error that the model's profile is used, unless the output is JSON; for when
   /// nothing is left that the input could be refused for.
   void announce(const CommonFlags& common) const;
 
+  /// For commands that compare the presets of a list: `attention`, or "profile" where there is one
+  /// and no list was given. Throws Error(kInvalidArgument) for a profile that is not on the list.
+  [[nodiscard]] std::string list() const;
   [[nodiscard]] bool has_profile() const { return !profile.empty() && profile != "none"; }
   /// Adds the profile's path as "profile", if there is one.
   void report(nlohmann::ordered_json& json) const {
@@ -67,7 +71,7 @@ struct AttentionFlags {
  private:
   [[noreturn]] void rethrow(const Error& error) const;
 
-  const CLI::Option* attention_option_ = nullptr;
+  const CLI::Option* attention_option_ = nullptr;  // gone where a command replaced it by its own
   bool found_ = false;  // the profile lies with the model; the user did not name it
 };
 

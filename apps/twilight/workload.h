@@ -58,6 +58,9 @@ struct CaptureOptions {
   std::int32_t layer = -1;  ///< -1: the middle one
 };
 
+/// `layer`, or the middle one for -1. Throws Error(kInvalidArgument) where the model lacks it.
+[[nodiscard]] std::int32_t capture_layer(const ModelInfo& info, std::int32_t layer);
+
 /// Keys, values and queries of one layer while a model reads a text: prefill, then one decode step
 /// of the text's own next token for each sequence. Sequence i is the text up to step i, so lengths
 /// run up to `num_tokens`. Null where the user stopped it.

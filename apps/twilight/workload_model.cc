@@ -63,6 +63,15 @@ class CapturedWorkload final : public Workload {
 
 }  // namespace
 
+std::int32_t capture_layer(const ModelInfo& info, std::int32_t layer) {
+  if (layer >= info.num_layers) {
+    throw Error(ErrorCode::kInvalidArgument, "[bench] --layer, got " + std::to_string(layer) +
+                                                 ", accepted 0 to " +
+                                                 std::to_string(info.num_layers - 1));
+  }
+  return layer < 0 ? info.num_layers / 2 : layer;
+}
+
 std::unique_ptr<Workload> capture_workload(const Device& device, const Model& model,
                                            const CaptureOptions& options, bool show_progress) {
   const std::string text = read_text(options.text_file);
@@ -71,12 +80,7 @@ std::unique_ptr<Workload> capture_workload(const Device& device, const Model& mo
   data.model = info.path;
   data.text = options.text_file;
   data.shape = {info.num_q_heads, info.num_kv_heads, info.head_dim};
-  data.layer = options.layer < 0 ? info.num_layers / 2 : options.layer;
-  if (data.layer >= info.num_layers) {
-    throw Error(ErrorCode::kInvalidArgument, "[bench] --layer, got " + std::to_string(data.layer) +
-                                                 ", accepted 0 to " +
-                                                 std::to_string(info.num_layers - 1));
-  }
+  data.layer = capture_layer(info, options.layer);
   const std::int32_t prefill = options.num_tokens - options.num_seqs;
   if (prefill < 1) {
     throw Error(ErrorCode::kInvalidArgument,

@@ -156,6 +156,26 @@ class ParetoAndCalibrate(cli_lib.ProgramTest):
                                "dense,profile", "--profile", name, "--dense-below", 0,
                                "--min-candidates", 64)
         self.assertEqual(len(report["results"]), 2)
+        # One layer takes its own channels.
+        bench = ("bench", "op", "--ctx", 400, "--repeats", 1, "--min-candidates", 64, "--attention",
+                 "paper,profile", "--profile", name)
+
+        def choice(channels):
+            changed = {**profile, "policy": {**profile["policy"], "labels": channels}}
+            file = write(self.file("changed.json"), json.dumps(changed))
+            report = self.run_json(*bench[:-1], file, "--from-model", vesper(), "--layer", 3)
+            result = report["results"][-1]
+            self.assertEqual(result["policy"]["selector"], "double_sparsity")
+            return result["candidates"], result["estimated_mass"], result["true_mass"]
+
+        mine, plain = slice(3 * 32, 4 * 32), [*range(16)] * (len(labels) // 16)
+        only_mine = plain[:]
+        only_mine[mine] = labels[mine]
+        self.assertEqual(choice(only_mine), choice(labels))
+        self.assertNotEqual(choice(plain), choice(labels))
+        self.check_refused(2, ("[bench]", "planted keys", "--from-model"), *bench)
+        self.check_refused(2, ("[bench]", "--layer, got 8"), *bench, "--from-model", vesper(),
+                           "--layer", 8)
         self.check_refused(2, ("double_sparsity without label channels", "calibrate --labels"),
                            "eval", "ppl", "--attention", "paper", "--selector", "double_sparsity")
         self.check_refused(2, ("[--label-channels]", "got 24", "multiples of 16"), "calibrate",

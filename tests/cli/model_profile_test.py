@@ -154,6 +154,18 @@ class ModelProfile(cli_lib.ProgramTest):
                     self.assertEqual(names, ["dense", "profile"])
                 report = self.run_json(*command, "--model", model, "--attention", "adaptive")
                 self.assertNotIn("profile", report)
+                if command[0] != "bench":
+                    continue
+                # In a list, the preset "profile" is the model's or the file's.
+                both = (*command, "--attention", "adaptive,profile", "--model")
+                for which in ((model,), (self.without_profile(), "--profile", name)):
+                    report = self.run_json(*both, *which)
+                    self.assertEqual(report["profile"], name)
+                    self.assertEqual(report["results"][-1]["policy"]["name"], "profile")
+                self.check_refused(2, ("[--attention]", "profile", "accepted with --profile FILE"),
+                                   *both, self.without_profile())
+                self.check_refused(2, ("[--profile]", "'profile'"), *command, "--model", model,
+                                   "--attention", "paper", "--profile", name)
         # The bundled model's, wherever the program looks for it.
         report = self.run_json("demo", "--ctx", 1024, "--dense-below", 0, "--seed", 3, "--tokens",
                                12, codes=(0, 1))
