@@ -66,10 +66,11 @@ int run_generate(const GenerateFlags& flags) {
       flags.chat ? model.encode(chat_text(model, flags, prompt), /*add_bos=*/false)
                  : model.encode(prompt);
   if (flags.context > model.info().max_context) {
-    throw Error(ErrorCode::kInvalidArgument, "[--ctx] context, got " +
-                                                 std::to_string(flags.context) +
-                                                 " tokens, accepted up to the model's " +
-                                                 std::to_string(model.info().max_context));
+    throw Error(ErrorCode::kInvalidArgument,
+                "[--ctx] context, got " + std::to_string(flags.context) +
+                    " tokens, accepted up to the model's " +
+                    std::to_string(model.info().max_context) +
+                    (model.info().sliding_window ? ", its sliding window" : ""));
   }
   const std::int32_t limit = flags.context > 0 ? flags.context : model.info().max_context;
   if (static_cast<std::int64_t>(tokens.size()) > limit) {

@@ -4,6 +4,7 @@
 
 #include "commands.h"
 #include "flags.h"
+#include "model_json.h"
 #include "profile.h"
 #include "twilight/kv_cache.h"
 
@@ -35,7 +36,6 @@ int run_info(const InfoFlags& flags) {
       return KvCache(device, cache, make_policy(preset)).bytes_per_page() / cache.page_size;
     };
     report["model"] = {{"path", info.path},
-                       {"format", info.format},
                        {"architecture", info.architecture},
                        {"layers", info.num_layers},
                        {"hidden_size", info.hidden_size},
@@ -44,15 +44,14 @@ int run_info(const InfoFlags& flags) {
                        {"kv_heads", info.num_kv_heads},
                        {"head_dim", info.head_dim},
                        {"vocab_size", info.vocab_size},
-                       {"max_context", info.max_context},
                        {"rope", info.rope},
                        {"rope_theta", info.rope_theta},
                        {"parameters", info.parameters},
                        {"weight_bytes", info.weight_bytes},
-                       {"weight_dtype", info.weight_dtype},
                        {"tied_embeddings", info.tied_embeddings},
                        {"kv_bytes_per_token", bytes_per_token("dense")},
                        {"kv_and_index_bytes_per_token", bytes_per_token("adaptive")}};
+    report["model"].update(format_json(info, device));
     if (const std::string path = find_model_profile(flags.model); !path.empty()) {
       const Profile profile = read_profile(path);
       check_profile(path, info, profile.page_size);
@@ -65,13 +64,18 @@ int run_info(const InfoFlags& flags) {
     return 0;
   }
   const auto text = [](const nlohmann::ordered_json& value) {
+    if (value.is_null()) return std::string("none");
     return value.is_string() ? value.get<std::string>() : value.dump();
   };
   for (const auto& [key, value] : report.items()) {
     if (value.is_object()) {
       std::printf("%s\n", key.c_str());
       for (const auto& [name, entry] : value.items()) {
-        std::printf("  %-30s %s\n", name.c_str(), text(entry).c_str());
+        if (!entry.is_array()) std::printf("  %-30s %s\n", name.c_str(), text(entry).c_str());
+        if (name != "weight_types") continue;
+        for (const auto& type : entry) {
+          std::printf("  %-30s %s\n", "weights", weight_type_line(type).c_str());
+        }
       }
     } else if (value.is_array()) {
       std::string joined;

@@ -12,6 +12,7 @@
 #include "inspect_record.h"
 #include "interrupt.h"
 #include "markup.h"
+#include "model_json.h"
 #include "output.h"
 #include "passkey.h"
 #include "paths.h"
@@ -78,11 +79,12 @@ Prompt make_prompt(const InspectFlags& flags, const Model& model) {
   return out;
 }
 
-void print_json(const InspectData& data, const InspectFlags& flags, const Engine& engine,
-                const GenerateResult& result) {
+void print_json(const InspectData& data, const InspectFlags& flags, const Device& device,
+                const Engine& engine, const GenerateResult& result) {
   nlohmann::ordered_json report;
   report["model"] = engine.model().info().path;
-  report["device"] = data.device;
+  report["checkpoint"] = format_json(engine.model().info(), device);
+  report["device"] = device.description();
   report["policy"] = policy_json(engine.policy());
   flags.attention.report(report);
   report["prompt_tokens"] = data.prompt_tokens;
@@ -152,7 +154,7 @@ int run_inspect(const InspectFlags& flags) {
   std::filesystem::path folder = model.info().path;
   if (!folder.has_filename()) folder = folder.parent_path();
   data.model = folder.filename().string();
-  data.device = device.description();
+  data.device = format_line(model.info(), device) + "; " + device.description();
   data.policy = engine.policy().name;
   data.prompt_tokens = static_cast<std::int64_t>(prompt.tokens.size());
   data.answer = model.decode(result.tokens);
@@ -175,7 +177,7 @@ int run_inspect(const InspectFlags& flags) {
                 draw_picture(data, {.standalone = true}).svg);
   }
   if (flags.common.json) {
-    print_json(data, flags, engine, result);
+    print_json(data, flags, device, engine, result);
   } else {
     std::printf("%s\n", data.answer.c_str());
     for (const auto& [name, value] : headline_figures(data)) {

@@ -30,7 +30,8 @@ struct InspectLayer {
 
 /// One generation as `inspect` shows it. Texts are raw: drawing escapes them.
 struct InspectData {
-  std::string model, device, policy;
+  std::string model, policy;
+  std::string device;    ///< caption: the model's format, and the device
   std::string question;  ///< what was asked; empty for a plain continuation
   std::string answer;    ///< the generated text
   std::string verdict;   ///< of a hidden fact: "found" or "not found"; else empty

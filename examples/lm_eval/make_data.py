@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes the data of the example tasks from a novel: sentences to complete (choices) and passkeys to
-repeat (generation). make_data.py TEXT FOLDER"""
+repeat (generation), in a few hundred tokens and in thousands. make_data.py TEXT FOLDER"""
 import json
 import pathlib
 import random
@@ -42,7 +42,11 @@ def main():
                       "What is the special magic number for quiet river? "
                       "The special magic number for quiet river is",
             "answer": str(number)})
-    for name, rows in (("endings", endings), ("passkey", passkeys)):
+    # Where a piece of the novel begins and where in it the number hides; long_passkey.py joins them.
+    long_passkeys = [{"start": round(i / ITEMS, 4), "depth": round((i * 7 % ITEMS + 0.5) / ITEMS, 4),
+                      "answer": str(rng.randrange(1000000, 9999999))} for i in range(ITEMS)]
+    for name, rows in (("endings", endings), ("passkey", passkeys),
+                       ("long_passkey", long_passkeys)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="ascii")
 

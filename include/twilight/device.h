@@ -31,6 +31,9 @@ class TWILIGHT_API Device {
   /// One line for people, e.g. "cpu (avx512_bf16, 2 threads)".
   [[nodiscard]] std::string description() const;
   [[nodiscard]] int threads() const;
+  /// Whether products read quantised weights as the file holds them. Otherwise engines keep a copy
+  /// in f16.
+  [[nodiscard]] bool takes_weight_blocks() const;
 
   struct Impl;
   explicit Device(std::shared_ptr<Impl> impl);

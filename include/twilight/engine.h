@@ -23,6 +23,13 @@ namespace twilight {
 /// stops the work at the next convenient place.
 using Progress = std::function<bool(std::int64_t done, std::int64_t total)>;
 
+/// The tensors of one element type.
+struct WeightTypeShare {
+  std::string name;  ///< "bf16", or "Q4_K" as GGUF spells it
+  std::int64_t tensors = 0, parameters = 0, bytes = 0;
+  bool blocks = false;  ///< quantised: groups of weights that share scales
+};
+
 struct ModelInfo {
   std::string path;          ///< the folder, or the GGUF file
   std::string format;        ///< "safetensors" or "gguf v3"
@@ -30,13 +37,21 @@ struct ModelInfo {
   std::int32_t num_layers = 0, hidden_size = 0, intermediate_size = 0;
   std::int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
   std::int32_t vocab_size = 0;
-  std::int32_t max_context = 0;  ///< tokens the model was made for
-  std::string rope;              ///< "default", "linear" or "llama3"
+  std::int32_t max_context = 0;  ///< tokens the model was made for, at most its sliding window
+  /// Tokens that a token attends to, itself included, where that is less than the model was made
+  /// for.
+  std::optional<std::int64_t> sliding_window;
+  std::string rope;  ///< "default", "linear" or "llama3"
   double rope_theta = 0;
   std::int64_t parameters = 0;
   std::int64_t weight_bytes = 0;
   std::string weight_dtype;  ///< of most bytes of the layers: "bf16", or "Q4_K" as GGUF spells it
+  std::vector<WeightTypeShare> weight_types;  ///< of all tensors, most bytes first
   bool tied_embeddings = false;
+  std::string tokenizer;      ///< "BPE", "SentencePiece", "BPE, split as llama-bpe"; empty: none
+  std::string chat_template;  ///< family of the checkpoint's own; empty: none that is known
+  /// Why `chat_template` is empty.
+  std::string no_chat_template;
   std::optional<std::int32_t> bos_token;
   std::vector<std::int32_t> eos_tokens;
 };

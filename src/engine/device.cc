@@ -47,6 +47,7 @@ std::vector<DeviceLine> list_devices() {
   return lines;
 }
 
+bool Device::takes_weight_blocks() const { return impl_->backend->takes_weight_blocks(); }
 int Device::threads() const { return impl_->pool.num_threads(); }
 
 }  // namespace twilight

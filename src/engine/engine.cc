@@ -79,7 +79,9 @@ EngineOptions settle(EngineOptions options, const Device& device, const ModelInf
   const auto in_range = [](const char* name, std::int64_t value, std::int64_t max) {
     require(value >= 1 && value <= max, "engine", name, ", got ", value, ", accepted 1 to ", max);
   };
-  in_range("max_context", options.max_context, info.max_context);
+  require(options.max_context >= 1 && options.max_context <= info.max_context, "engine",
+          "max_context, got ", options.max_context, ", accepted 1 to ", info.max_context,
+          info.sliding_window ? ", the model's sliding window" : "");
   in_range("max_seqs", options.max_seqs, 65536);
   in_range("prefill_chunk", options.prefill_chunk, 65536);
   in_range("page_size", options.page_size, 256);

@@ -13,7 +13,39 @@ namespace twilight {
 
 namespace {
 
-// The type that most bytes of the matrices have: "bf16", or "Q4_K" as GGUF spells it.
+// "bf16", or "Q4_K" as GGUF spells it.
+std::string type_name(WeightType type) {
+  switch (type) {
+    case WeightType::kF32:
+      return "f32";
+    case WeightType::kF16:
+      return "f16";
+    case WeightType::kBf16:
+      return "bf16";
+    default:
+      return std::string(weight_type_name(type));
+  }
+}
+
+std::vector<WeightTypeShare> type_shares(const ModelWeights& weights) {
+  std::vector<WeightTypeShare> shares;
+  for (const auto& [type, totals] : weights.types) {
+    shares.push_back(
+        {type_name(type), totals.tensors, totals.parameters, totals.bytes, is_quantised(type)});
+  }
+  std::stable_sort(
+      shares.begin(), shares.end(),
+      [](const WeightTypeShare& a, const WeightTypeShare& b) { return a.bytes > b.bytes; });
+  return shares;
+}
+
+std::string tokenizer_text(const Tokenizer* tokenizer, const GgufFile* gguf) {
+  if (tokenizer == nullptr) return {};
+  const auto split = gguf == nullptr ? std::nullopt : gguf->string("tokenizer.ggml.pre");
+  return split && tokenizer->kind() == "BPE" ? cat("BPE, split as ", *split) : tokenizer->kind();
+}
+
+// The type that most bytes of the matrices have.
 std::string main_type(const ModelWeights& weights) {
   std::map<WeightType, std::int64_t> bytes;
   for (const LayerWeights& layer : weights.layers) {
@@ -24,16 +56,7 @@ std::string main_type(const ModelWeights& weights) {
   }
   const auto most = std::max_element(
       bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  switch (most->first) {
-    case WeightType::kF32:
-      return "f32";
-    case WeightType::kF16:
-      return "f16";
-    case WeightType::kBf16:
-      return "bf16";
-    default:
-      return std::string(weight_type_name(most->first));
-  }
+  return type_name(most->first);
 }
 
 // The template of a GGUF file's metadata; nothing without one, or without a tokenizer.
@@ -116,12 +139,17 @@ Model Model::load(const std::string& directory, const Progress& progress) {
   info.vocab_size = config.vocab_size;
   info.max_context = narrow<std::int32_t>(
       std::min<std::int64_t>(max_context_length(config), std::int64_t{1} << 30));
+  info.sliding_window = config.sliding_window;
   info.rope = rope_scaling_name(config.rope.scaling);
   info.rope_theta = config.rope.theta;
   info.parameters = impl->weights.parameters;
   info.weight_bytes = impl->weights.bytes;
   info.weight_dtype = main_type(impl->weights);
+  info.weight_types = type_shares(impl->weights);
   info.tied_embeddings = config.tie_word_embeddings;
+  info.tokenizer = tokenizer_text(impl->tokenizer.get(), gguf.get());
+  info.chat_template = impl->chat ? impl->chat->family() : std::string();
+  info.no_chat_template = impl->no_chat;
   info.bos_token = config.bos_token_id;
   info.eos_tokens.assign(config.eos_token_ids.begin(), config.eos_token_ids.end());
   return Model(std::move(impl));

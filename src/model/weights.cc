@@ -44,6 +44,10 @@ class TensorPicker {
     }
     totals_.parameters += view.elements();
     totals_.bytes += view.bytes;
+    WeightTotals& type = totals_.types[view.type];
+    ++type.tensors;
+    type.parameters += view.elements();
+    type.bytes += view.bytes;
     used_.insert(name);
     taken_.push_back(view);
     return view;

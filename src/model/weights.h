@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,11 @@ struct LayerWeights {
   TensorView down_bias;   ///< [H]
 };
 
+/// What one element type has of a model.
+struct WeightTotals {
+  std::int64_t tensors = 0, parameters = 0, bytes = 0;
+};
+
 /// Every tensor of a model, with names, shapes and element types checked. Element types may differ
 /// from tensor to tensor. Data may be unaligned for its type (see TensorView). Copies share the
 /// mappings, which live as long as any copy does; views taken out of one must not outlive it.
@@ -46,6 +52,7 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   std::int64_t parameters = 0;  ///< elements, tied embeddings counted once
   std::int64_t bytes = 0;       ///< of those elements
+  std::map<WeightType, WeightTotals> types;
   std::shared_ptr<const TensorSource> source;
 };
 

@@ -119,6 +119,7 @@ void ApiServer::Impl::generate(const httplib::Request& request, httplib::Respons
   head.model = options.model_id;
   head.created = std::time(nullptr);
   head.chat = is_chat;
+  head.usage = parsed.include_usage;
   GenerationOptions how;
   how.client = request.remote_addr;
   how.timeout = options.timeout;

@@ -17,6 +17,7 @@ constexpr std::int64_t kMaxTopLogprobs = 20;
 constexpr std::size_t kMaxStops = 16, kMaxStopBytes = 1024;
 constexpr std::size_t kMaxBiases = 1024;
 constexpr double kMaxBias = 100;
+constexpr double kSmallestTopP = 1e-9;
 
 std::vector<std::string> read_stops(JsonFields& fields) {
   const Json* value = fields.find("stop");
@@ -111,10 +112,8 @@ void read_common(JsonFields& fields, const RequestContext& context, ApiRequest& 
   request.n = static_cast<std::int32_t>(fields.integer("n", 1, context.max_choices).value_or(1));
   Request& base = request.base;
   base.sampling.temperature = fields.number("temperature", 0, 2).value_or(1);
-  base.sampling.top_p = fields.number("top_p", 0, 1).value_or(1);
-  if (base.sampling.top_p <= 0) {
-    throw fields.error("top_p", "got 0, accepted a number above 0 to 1");
-  }
+  // With 0 nothing but the likeliest token is left, as with any share below its own.
+  base.sampling.top_p = std::max(fields.number("top_p", 0, 1).value_or(1), kSmallestTopP);
   base.sampling.top_k =
       static_cast<std::int32_t>(fields.integer("top_k", -1, kMaxInt32).value_or(0));
   base.sampling.top_k = std::max(base.sampling.top_k, 0);
@@ -237,8 +236,8 @@ std::string content_text(const Json& content) {
 std::vector<ChatMessage> read_messages(JsonFields& fields) {
   const Json* list = fields.find("messages");
   if (list == nullptr || !list->is_array() || list->empty()) {
-    throw bad_field("messages", "got " + (list == nullptr ? "nothing" : shown(*list)) +
-                                    ", accepted a list of at least one message");
+    const std::string got = list == nullptr ? "nothing" : list->empty() ? "none" : shown(*list);
+    throw bad_field("messages", "got " + got + ", accepted a list of at least one message");
   }
   std::vector<ChatMessage> messages;
   for (const Json& each : *list) {
@@ -255,8 +254,10 @@ std::vector<ChatMessage> read_messages(JsonFields& fields) {
     const Json* content = message.find("content");
     if (content == nullptr) throw bad_field("messages", "a message has no content");
     message.ignore("name");
-    message.refuse("tool_calls");
-    message.refuse("tool_call_id");
+    // An answer of this server, sent back as clients hold it, has these as null or empty.
+    message.refuse("tool_calls", Json::array());
+    message.refuse("annotations", Json::array());
+    for (const char* field : {"tool_call_id", "function_call", "audio"}) message.refuse(field);
     message.ignore("refusal");
     message.finish();
     messages.push_back({std::move(role), content_text(*content)});
@@ -284,7 +285,8 @@ ApiRequest parse_completion(const Json& body, const RequestContext& context) {
   if (request.echo && request.logprobs && base.max_tokens == 1) base.ignore_eos = true;
   const auto best_of = fields.integer("best_of", 1, context.max_choices);
   if (best_of && *best_of != request.n) {
-    throw fields.error("best_of", "got " + std::to_string(*best_of) + ", accepted n alone");
+    throw fields.error("best_of", "got " + std::to_string(*best_of) +
+                                      ", accepted n alone, which is " + std::to_string(request.n));
   }
   fields.refuse("suffix");
   read_prompts(fields, context, request);
@@ -310,9 +312,10 @@ ApiRequest parse_chat(const Json& body, const RequestContext& context) {
   }
   if (request.logprobs) request.base.top_logprobs = static_cast<std::int32_t>(top.value_or(0));
   for (const char* name : {"tools", "tool_choice", "functions", "function_call", "audio",
-                           "prediction", "reasoning_effort", "web_search_options", "verbosity"}) {
+                           "prediction", "reasoning_effort", "web_search_options"}) {
     fields.refuse(name);
   }
+  fields.refuse("verbosity", "medium");
   fields.refuse("modalities", Json::array({"text"}));
   fields.refuse("response_format", Json{{"type", "text"}});
   fields.ignore("parallel_tool_calls");

@@ -99,7 +99,8 @@ std::optional<std::string> JsonFields::text(const char* name) {
 void JsonFields::refuse(const char* name, const Json& harmless) {
   const Json* value = find(name);
   if (value == nullptr || *value == harmless) return;
-  throw bad_field(prefix_ + name, "not supported by this server, got " + shown(*value),
+  const std::string accepted = harmless.is_null() ? "" : ", accepted " + harmless.dump();
+  throw bad_field(prefix_ + name, "not supported by this server, got " + shown(*value) + accepted,
                   "unsupported_parameter");
 }
 

@@ -106,6 +106,7 @@ Json head_json(const ResponseHead& head, bool piece) {
   json["created"] = head.created;
   json["model"] = head.model;
   json["choices"] = Json::array();
+  if (piece && head.usage) json["usage"] = nullptr;
   return json;
 }
 

@@ -16,6 +16,7 @@ struct ResponseHead {
   std::string id, model;
   std::int64_t created = 0;
   bool chat = false;
+  bool usage = false;  ///< the stream ends with its usage: the objects before have null there
 };
 
 /// Everything a choice has yielded so far.

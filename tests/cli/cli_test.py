@@ -8,7 +8,7 @@ import cli_lib
 
 def main():
     cli_lib.PROGRAM, cli_lib.SOURCE = sys.argv[1:3]
-    names = sys.argv[3:] or ["usage_test", "models_test", "commands_test",
+    names = sys.argv[3:] or ["usage_test", "models_test", "gguf_test", "commands_test",
                              "model_profile_test"]
     suite = unittest.defaultTestLoader.loadTestsFromNames(names)
     result = unittest.TextTestRunner(verbosity=1).run(suite)

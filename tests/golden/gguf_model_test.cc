@@ -228,6 +228,16 @@ TEST(GgufLogits, BlocksCountAsTheirWeights) {
     const Model blocks = load("blocks.gguf", Matrices::kBlocks);
     const Model weights = load("weights.gguf", Matrices::kWeightsOfBlocks);
     EXPECT_EQ(blocks.info().weight_dtype, "Q8_0");
+    ASSERT_FALSE(blocks.info().weight_types.empty());
+    EXPECT_EQ(blocks.info().weight_types.front().name, "Q8_0");
+    EXPECT_TRUE(blocks.info().weight_types.front().blocks);
+    std::int64_t parameters = 0, bytes = 0;
+    for (const WeightTypeShare& type : blocks.info().weight_types) {
+      parameters += type.parameters;
+      bytes += type.bytes;
+    }
+    EXPECT_EQ(parameters, blocks.info().parameters);
+    EXPECT_EQ(bytes, blocks.info().weight_bytes);
     for (const int count : {12, 50}) {
       std::vector<std::int32_t> tokens;
       tokens.reserve(static_cast<std::size_t>(count));
@@ -247,6 +257,7 @@ TEST(GgufLogits, BlocksCountAsTheirWeights) {
                                                     IndexLayout::kTokenLanes);
       far->refuse_blocks();
       const Device device(std::make_shared<Device::Impl>(std::move(far), 2));
+      EXPECT_FALSE(device.takes_weight_blocks());
       const double halves = largest_difference(expected, logits_of(blocks, tokens, true, device));
       EXPECT_LE(halves, .02 * size);
       EXPECT_GT(halves, 0);

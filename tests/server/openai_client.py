@@ -52,6 +52,11 @@ def check_chat(client):
                                         temperature=0, stream=True) as stream:
         text = "".join(p.choices[0].delta.content or "" for p in stream)
     expect(text == choice.message.content, "stream and whole differ")
+    for answer in (choice.message, choice.message.model_dump()):
+        more = client.chat.completions.create(
+            model="vesper-19m", messages=[*MESSAGES, answer, *MESSAGES], max_completion_tokens=2,
+            n=2, stop=["\n", "--"], logit_bias={"300": -100})
+        expect([c.index for c in more.choices] == [0, 1], "choices")
 
 
 def check_errors(client, port):

@@ -160,6 +160,54 @@ class ProtocolTest(unittest.TestCase):
         self.assertEqual(text, choice["message"]["content"])
         self.assertIn(events[-1]["choices"][0]["finish_reason"], ("stop", "length"))
 
+    def test_chat_choices(self):
+        """Several choices, whole and streamed, a role for each, and fields without effect."""
+        fields = {"messages": [{"role": "user", "content": "Hello"}], "n": 2, "seed": 4,
+                  "max_completion_tokens": 5, "response_format": {"type": "text"},
+                  "parallel_tool_calls": False, "user": "u", "metadata": {"a": "b"},
+                  "store": False, "service_tier": "auto", "verbosity": "medium", "tools": None,
+                  "stop": []}
+        status, _, body = self.server.post("/v1/chat/completions", **fields)
+        self.assertEqual(status, 200, body)
+        texts = [c["message"]["content"] for c in body["choices"]]
+        self.assertEqual([c["index"] for c in body["choices"]], [0, 1])
+        self.assertNotEqual(texts[0], texts[1])
+        self.assertEqual(body["usage"]["completion_tokens"], 10)
+        events = self.server.stream("/v1/chat/completions", **fields)
+        for index, text in enumerate(texts):
+            deltas = [c["delta"] for e in events for c in e["choices"] if c["index"] == index]
+            self.assertEqual([d for d in deltas if "role" in d], deltas[:1])
+            self.assertEqual("".join(d.get("content", "") for d in deltas), text)
+        self.assertNotIn("usage", events[0])
+
+    def test_chat_takes_its_answers_back(self):
+        """As clients hold a message, with what this server never fills."""
+        hello = {"role": "user", "content": "Hello"}
+        answer = {"role": "assistant", "content": "Good day.", "refusal": None, "annotations": [],
+                  "audio": None, "function_call": None, "tool_calls": None}
+        for messages in ([hello, answer, hello],
+                         [hello, {**answer, "annotations": None, "tool_calls": []}, hello]):
+            status, _, body = self.server.post("/v1/chat/completions", messages=messages,
+                                               max_tokens=1)
+            self.assertEqual(status, 200, body)
+
+    def test_usage_of_streams(self):
+        """Where a stream ends with its usage, every object before has null there."""
+        for path, prompt in (("/v1/completions", {"prompt": PROMPT}),
+                             ("/v1/chat/completions",
+                              {"messages": [{"role": "user", "content": "Hello"}]})):
+            events = self.server.stream(path, **prompt, max_tokens=4, ignore_eos=True,
+                                        stream_options={"include_usage": True})
+            self.assertEqual([e["usage"] for e in events[:-1]], [None] * (len(events) - 1))
+            self.assertEqual(events[-1]["usage"]["completion_tokens"], 4)
+
+    def test_no_share_of_the_mass(self):
+        """top_p 0 leaves the likeliest token."""
+        greedy = self.complete()["choices"][0]["text"]
+        for seed in range(3):
+            body = self.complete(temperature=1.5, top_p=0, seed=seed)
+            self.assertEqual(body["choices"][0]["text"], greedy)
+
     def test_attention_fields(self):
         long = {"prompt": [9] * 3000, "max_tokens": 4, "temperature": 0}
         read = {}
@@ -194,12 +242,15 @@ class ProtocolTest(unittest.TestCase):
         self.refused(400, "invalid_value", prompt="a", max_tokens=10 ** 30)
         self.refused(400, "invalid_value", prompt="a", temperature="hot", param="temperature")
         self.refused(400, "invalid_value", prompt="a", temperature=-0.1)
-        self.refused(400, "invalid_value", prompt="a", top_p=0)
+        self.refused(400, "invalid_value", prompt="a", top_p=-0.1, param="top_p")
+        self.refused(400, "invalid_value", prompt="a", top_p=1.1)
         self.refused(400, "invalid_value", prompt="a", n=0)
         self.refused(400, "invalid_value", prompt="a", n=129)
         self.refused(400, "invalid_value", prompt=["a"] * 65, n=2)
         self.refused(400, "invalid_value", prompt="a", logprobs=21)
-        self.refused(400, "invalid_value", prompt="a", best_of=2, param="best_of")
+        error = self.refused(400, "invalid_value", prompt="a", best_of=2, param="best_of")
+        self.assertIn("accepted n alone, which is 1", error["message"])
+        self.refused(400, "invalid_value", prompt="a", best_of=1, n=2)
         self.refused(400, "invalid_value", prompt="a", stop=[""])
         self.refused(400, "invalid_value", prompt="a", stop=["x"] * 17)
         self.refused(400, "invalid_value", prompt="a", logit_bias={"4096": 1})
@@ -211,11 +262,23 @@ class ProtocolTest(unittest.TestCase):
         self.refused(400, "context_length_exceeded", prompt=[5] * 4097, max_tokens=0)
         self.refused(400, "context_length_exceeded", prompt=[5] * 4090, max_tokens=7)
         self.refused(404, "model_not_found", prompt="a", model="gpt-4")
-        self.refused(400, "invalid_value", chat, messages=[])
+        error = self.refused(400, "invalid_value", chat, messages=[], param="messages")
+        self.assertIn("got none, accepted a list of at least one", error["message"])
         self.refused(400, "invalid_value", chat, messages=[{"role": "tool", "content": "a"}])
         self.refused(400, "invalid_value", chat, messages=[{"role": "user"}])
-        self.refused(400, "unsupported_parameter", chat, tools=[{}],
-                     messages=[{"role": "user", "content": "a"}])
+        hello = [{"role": "user", "content": "a"}]
+        self.refused(400, "unsupported_parameter", chat, tools=[{}], messages=hello, param="tools")
+        for kind in ("json_object", "json_schema"):
+            error = self.refused(400, "unsupported_parameter", chat, messages=hello,
+                                 response_format={"type": kind}, param="response_format")
+            self.assertIn('accepted {"type":"text"}', error["message"])
+        self.refused(400, "unsupported_parameter", chat, messages=hello, reasoning_effort="low")
+        self.refused(400, "unsupported_parameter", chat, messages=hello, tool_choice="auto")
+        self.refused(400, "unsupported_parameter", chat,
+                     messages=[{"role": "assistant", "content": "a", "tool_calls": [{}]}])
+        self.refused(400, "invalid_value", chat, messages=hello, top_logprobs=2)
+        self.refused(400, "invalid_value", chat, param="messages", messages=[
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
         self.assertEqual(self.server.request("PUT", "/v1/completions", "{}")[0], 405)
         self.assertEqual(self.server.request("GET", "/v1/completions")[0], 405)
         self.assertEqual(self.server.request("POST", "/v1/embeddings", "{}")[0], 404)

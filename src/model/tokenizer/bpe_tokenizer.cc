@@ -69,6 +69,8 @@ class BpeTokenizer final : public Tokenizer {
     return decoder_.decode(std::move(tokens));
   }
 
+  [[nodiscard]] std::string kind() const override { return "BPE"; }
+
   [[nodiscard]] int vocab_size() const override { return vocab_size_; }
 
   [[nodiscard]] std::string token_bytes(std::int32_t id) const override {

@@ -65,6 +65,8 @@ class ScoreTokenizer final : public Tokenizer {
     return replace_invalid_utf8(bytes);
   }
 
+  [[nodiscard]] std::string kind() const override { return "SentencePiece"; }
+
   [[nodiscard]] int vocab_size() const override { return static_cast<int>(pieces_.size()); }
 
   [[nodiscard]] std::string token_bytes(std::int32_t id) const override {

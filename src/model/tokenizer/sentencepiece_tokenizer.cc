@@ -46,6 +46,8 @@ class SentencePieceTokenizer final : public Tokenizer {
     return replace_invalid_utf8(bytes);
   }
 
+  [[nodiscard]] std::string kind() const override { return "SentencePiece"; }
+
   [[nodiscard]] int vocab_size() const override { return processor_.GetPieceSize(); }
 
   [[nodiscard]] std::string token_bytes(std::int32_t id) const override {

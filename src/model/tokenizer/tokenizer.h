@@ -28,6 +28,9 @@ class Tokenizer {
   /// padded rows) give nothing.
   [[nodiscard]] virtual std::string decode(std::span<const std::int32_t> ids) const = 0;
 
+  /// What kind it is, for people: "BPE" or "SentencePiece".
+  [[nodiscard]] virtual std::string kind() const = 0;
+
   /// One more than the largest id; a model may have more rows.
   [[nodiscard]] virtual int vocab_size() const = 0;
 
