@@ -9,8 +9,8 @@ TWILIGHT_BEFORE_NAMESPACE();
 namespace twilight::cpu::TWILIGHT_ISA {
 namespace {
 
-constexpr int kTailBlock = 64;           // pages whose weights are held at once
-constexpr std::int64_t kTailAhead = 96;  // pages whose records are prefetched before their turn
+constexpr int kTailBlock = 64;            // pages whose weights are held at once
+constexpr std::int64_t kTailAhead = 128;  // pages whose records are fetched at once
 constexpr int kTailMaxDim = 512;
 constexpr float kTailLog2E = 1.44269504F;
 
@@ -54,11 +54,11 @@ class TailSums {
       if (largest > 0) m_[h] = tail_.shift[first_ + h] * kTailLog2E + std::log2(largest);
     }
     std::int64_t i = 0;
-    for (; i < std::min<std::int64_t>(kTailAhead, tail_.page_count); ++i) prefetch(tail_.pages[i]);
-    i = 0;
     while (i < tail_.page_count) {
-      const std::int64_t far = std::min(i + kTailAhead + kLanes, tail_.page_count);
-      for (std::int64_t j = i + kTailAhead; j < far; ++j) prefetch(tail_.pages[j]);
+      if (i % kTailAhead == 0) {
+        const std::int64_t end = std::min(i + kTailAhead, tail_.page_count);
+        for (std::int64_t j = i; j < end; ++j) fetch(tail_.pages[j]);
+      }
       VF masses[H];
       VF any = hn::Zero(df);
       const std::int64_t size = std::min<std::int64_t>(kLanes, tail_.page_count - i);
@@ -99,7 +99,7 @@ class TailSums {
         continue;
       }
       if (!(tail_.scores[page] >= tail_.lowest_far_score)) continue;
-      prefetch(page);
+      fetch(page);
       for (int h = 0; h < H; ++h) {
         w_[h][count_] = rows[h * tail_.far_stride + page] * kTailLog2E;
       }
@@ -146,11 +146,17 @@ class TailSums {
     ++count_;
   }
 
-  void prefetch(std::int64_t page_idx) const {
+  // Loads from a page's records, whose results nothing waits for, so that the misses of many pages
+  // are under way at once. Prefetches of single lines, issued as fast as here, are dropped: with
+  // them 512 scattered pages took 25 us, with these 15 (Zen 4).
+  void fetch(std::int64_t page_idx) const {
     const std::int64_t page = tail_.block_table[page_idx];
+    const auto touch = [](const std::byte* line) {
+      static_cast<void>(*static_cast<const volatile std::byte*>(line));
+    };
     const std::byte* codes = tail_.codes + page * tail_.codes_stride;
-    for (std::int64_t at = 0; at < bytes_; at += 64) __builtin_prefetch(codes + at, 0, 3);
-    __builtin_prefetch(tail_.params + page * tail_.params_stride, 0, 3);
+    for (std::int64_t at = 0; at < bytes_; at += 64) touch(codes + at);
+    touch(tail_.params + page * tail_.params_stride);
   }
 
   // Makes log weights weights under the new maximum.
