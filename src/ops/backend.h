@@ -38,6 +38,9 @@ struct SelectAndPruneParams {
 struct SparseStepParams {
   SelectAndPruneParams prune;
   AttendSparseParams attend;
+  /// Whether the lists, counts and masses of `prune` are read afterwards. A backend that needs none
+  /// of them itself may otherwise leave them unwritten.
+  bool wants_lists = true;
 };
 
 /// Calls of ops, to be made again with what is then in memory. Must not outlive its backend.

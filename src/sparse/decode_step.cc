@@ -221,8 +221,9 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
                           scratch.ops);
   }
   if (sparse.count > 0) {
-    run_sparse(params, sparse, scratch);
-    if (scratch.tail_counts != nullptr && (params.lists != nullptr || !stats.empty())) {
+    const bool wants_lists = params.lists != nullptr || !stats.empty();
+    run_sparse(params, sparse, scratch, wants_lists);
+    if (scratch.tail_counts != nullptr && wants_lists) {
       CountTailParams count;
       count.seqs = sparse;
       count.kv = params.kv;
@@ -279,11 +280,12 @@ TailParams DecodeStep::tail_params(const DecodeStepParams& params, const Scratch
   return tail;
 }
 
-void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seqs,
-                            const Scratch& s) {
+void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& s,
+                            bool wants_lists) {
   const float scale = 1.0F / std::sqrt(static_cast<float>(params.kv.head_dim));
   const ForcedTokens forced{policy_.sink_tokens, policy_.recent_pages};
   SparseStepParams whole;
+  whole.wants_lists = wants_lists;
   SelectAndPruneParams& step = whole.prune;
   step.score.seqs = seqs;
   step.score.q = params.q;

@@ -74,7 +74,8 @@ class DecodeStep {
   [[nodiscard]] Scratch carve(std::byte* lists, void* base, std::size_t bytes) const;
   /// The lists of a step in host memory: the scratch itself, or a copy.
   [[nodiscard]] Scratch host_lists(const Scratch& scratch, Workspace workspace, bool audit);
-  void run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& scratch);
+  void run_sparse(const DecodeStepParams& params, const SeqSubset& seqs, const Scratch& scratch,
+                  bool wants_lists);
   [[nodiscard]] TailParams tail_params(const DecodeStepParams& params,
                                        const Scratch& scratch) const;
   void fill_stats(const DecodeStepParams& params, const Scratch& scratch, std::int32_t seq,

@@ -130,6 +130,12 @@ TEST_P(AttendCuda, WholeStep) {
   TestWorkspace workspace(gpu(), step.caps());
   gpu().sparse_step(step.sparse_step_params(), workspace.get());
   check_attention(case_, fixture_, step, tolerance_of(case_));
+  // The same bits where nobody reads the lists.
+  StepBuffers silent(case_, fixture_);
+  SparseStepParams params = silent.sparse_step_params();
+  params.wants_lists = false;
+  gpu().sparse_step(params, workspace.get());
+  EXPECT_EQ(0, std::memcmp(silent.out.data(), step.out.data(), step.out.size() * sizeof(float)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, AttendCuda, ::testing::ValuesIn(attend_cases()), CaseName());

@@ -253,7 +253,9 @@ void CudaBackend::do_sparse_step(const SparseStepParams& params, Workspace works
   const DeviceSubset seqs = device_subset(params.attend.seqs, arena, stream_.get());
   const DeviceProbabilities p = device_probabilities(prune.p, prune.seqs, prune.kv.num_seqs,
                                                      prune.num_q_heads, arena, stream_.get());
-  cuda_fast::launch_fast_step(params, seqs, p, device_, stream_.get());
+  cuda_fast::StepOptions options;
+  options.write_lists = params.wants_lists;
+  cuda_fast::launch_fast_step(params, seqs, p, device_, stream_.get(), options);
 }
 
 void CudaBackend::do_attend_dense(const AttendDenseParams& params, Workspace workspace) {

@@ -1,162 +1,13 @@
 #ifndef TWILIGHT_BACKEND_CUDA_FAST_TOP_P_CUH_
 #define TWILIGHT_BACKEND_CUDA_FAST_TOP_P_CUH_
 
-#include "backend/cuda/fast/select.cuh"
+#include "backend/cuda/fast/row_thresholds.cuh"
 
 /// Top-p over the weights: a mass histogram over logarithmic bins (32 an octave), then an exact
 /// finish among the weights of the boundary bin. Masses are integers of 2^30 for a row, so sums do
 /// not depend on order. Too many weights in the boundary bin: two more histograms on the rest of
 /// their bits.
 namespace twilight::cuda_fast {
-
-inline constexpr float kRowMass = 1073741824.0F;  // 2^30
-
-/// What a weight of each head counts in the row that is pruned.
-template <class C>
-struct Factors {
-  float of[C::kHeads];
-};
-
-template <class C>
-__device__ __forceinline__ float mixed_weight(const float (&w)[C::kHeads],
-                                              const Factors<C>& factor) {
-  float u = w[0] * factor.of[0];
-#pragma unroll
-  for (int h = 1; h < C::kHeads; ++h) u = fmaf(w[h], factor.of[h], u);
-  return u;
-}
-
-__device__ __forceinline__ int mass_bin(float u) {
-  return min(max((static_cast<int>(__float_as_uint(u)) >> 18) - (127 << 5), 0), kBins - 1);
-}
-
-/// Rows that are pruned at once: each head, or their mean.
-template <class C>
-inline constexpr int kPruneRows = C::kPaper ? C::kHeads : 1;
-
-template <class C>
-__device__ __forceinline__ float row_weight(const float (&w)[C::kHeads], const Factors<C>& factor,
-                                            int row) {
-  if constexpr (C::kPaper) return w[row] * factor.of[row];
-  return mixed_weight<C>(w, factor);
-}
-
-/// Calls f(g, weights of token g, of token g + 8) for half of page half / 2: g in 4 (half % 2) +
-/// 0..3. The order of g is rotated by thread, which keeps lanes off each other's banks.
-template <class C, class F>
-__device__ __forceinline__ void for_half_page(const Step<C>& step, int half, const F& f) {
-  constexpr int kAtOnce = C::kHeads >= 4 ? 1 : 4 / C::kHeads;
-  constexpr int kWords = kAtOnce * C::kHeads;
-  constexpr int kPasses = 4 / kAtOnce;
-  const std::uint32_t* words = step.weights() + half * 4 * C::kHeads;
-#pragma unroll 1
-  for (int k = 0; k < kPasses; ++k) {
-    const int pass = (k + half * C::kHeads / 8) % kPasses;
-    std::uint32_t pair[kWords];
-#pragma unroll
-    for (int i = 0; i < kWords; i += 4) {
-      const uint4 v = *reinterpret_cast<const uint4*>(words + pass * kWords + i);
-      pair[i] = v.x, pair[i + 1] = v.y, pair[i + 2] = v.z, pair[i + 3] = v.w;
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      float low[C::kHeads];
-      float high[C::kHeads];
-#pragma unroll
-      for (int h = 0; h < C::kHeads; ++h) {
-        low[h] = __uint_as_float(pair[j * C::kHeads + h] << 16);
-        high[h] = __uint_as_float(pair[j * C::kHeads + h] & 0xffff0000U);
-      }
-      f(4 * (half % 2) + pass * kAtOnce + j, low, high);
-    }
-  }
-}
-
-/// Calls f(weights of the heads) for this block's tokens; a thread takes two at a time, so that
-/// the few pages of a cluster's block still occupy its threads.
-template <class C, class F>
-__device__ __forceinline__ void for_tokens(const Step<C>& step, const F& f) {
-  using Words = std::conditional_t<C::kHeads == 1, std::uint32_t, uint4>;
-  constexpr int kLoads = C::kHeads == 8 ? 2 : 1;
-  const auto* words = reinterpret_cast<const Words*>(step.weights());
-#pragma unroll 1
-  for (int i = step.tid(); i < kPage / 2 * step.owned(); i += C::kThreads) {
-    Words pairs[kLoads];
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k) pairs[k] = words[i * kLoads + k];
-    const auto* pair = reinterpret_cast<const std::uint32_t*>(pairs);
-    float low[C::kHeads];
-    float high[C::kHeads];
-#pragma unroll
-    for (int h = 0; h < C::kHeads; ++h) {
-      low[h] = __uint_as_float(pair[h] << 16);
-      high[h] = __uint_as_float(pair[h] & 0xffff0000U);
-    }
-    f(low);
-    f(high);
-  }
-}
-
-/// The k-th largest weight as bits (the last one dropped), by counts. Only for rows whose top-p set
-/// is smaller than the least number of tokens.
-template <class C>
-__device__ __noinline__ std::uint32_t count_threshold(const Step<C> step, const Factors<C> factor,
-                                                      std::uint32_t want) {
-  std::uint32_t prefix = 0;
-  std::uint32_t above = 0;
-#pragma unroll 1
-  for (int level = 0; level < 3; ++level) {
-    const int shift = 21 - 10 * level;
-#pragma unroll 1
-    for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
-    cluster_sync<C::kCluster>();
-    for_tokens(step, [&](const float(&w)[C::kHeads]) {
-      const float u = mixed_weight<C>(w, factor);
-      const std::uint32_t bits = __float_as_uint(u);
-      if (level > 0 && bits >> (shift + 10) != prefix) return;
-      for (int r = 0; r < C::kCluster; ++r) {
-        add_u32<C::kCluster>(&step.histogram()[bits >> shift & 1023U], r, 1U);
-      }
-    });
-    cluster_sync<C::kCluster>();
-    const Boundary b = find_boundary<kBins, false>(step.histogram(), want - above, 0, 0,
-                                                   [](int, std::uint32_t) { return 0U; });
-    prefix = prefix << (level == 0 ? 0 : 10) | static_cast<std::uint32_t>(max(b.bin, 0));
-    above += b.above;
-    cluster_sync<C::kCluster>();
-  }
-  return prefix << 1;
-}
-
-/// Exact threshold inside the boundary bin by its remaining 18 bits, in two histograms.
-template <class C>
-__device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step, const Factors<C> factor,
-                                                       int bin, std::uint32_t above,
-                                                       std::uint32_t target) {
-  std::uint32_t prefix = static_cast<std::uint32_t>(bin + (127 << 5));
-#pragma unroll 1
-  for (int level = 0; level < 2; ++level) {
-    const int shift = 9 - 9 * level;
-#pragma unroll 1
-    for (int i = step.tid(); i < kBins; i += C::kThreads) step.histogram()[i] = 0;
-    cluster_sync<C::kCluster>();
-    for_tokens(step, [&](const float(&w)[C::kHeads]) {
-      const float u = mixed_weight<C>(w, factor);
-      const std::uint32_t bits = __float_as_uint(u);
-      if (bits >> (shift + 9) != prefix) return;
-      for (int r = 0; r < C::kCluster; ++r) {
-        add_u32<C::kCluster>(&step.histogram()[bits >> shift & 511U], r, __float2uint_rn(u));
-      }
-    });
-    cluster_sync<C::kCluster>();
-    const Boundary b = find_boundary<kBins, false>(step.histogram(), target - above, 0, 0,
-                                                   [](int, std::uint32_t) { return 0U; });
-    prefix = prefix << 9 | static_cast<std::uint32_t>(max(b.bin, 0));
-    above += b.above;
-    cluster_sync<C::kCluster>();
-  }
-  return prefix;
-}
 
 /// Only one row's factors.
 template <class C>
@@ -340,7 +191,10 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
       cluster_sync<C::kCluster>();
       count = s.count[r];
     }
-    if (!all && count < least_tokens) threshold = count_threshold(step, mine, least_tokens);
+    if (!all && count < least_tokens) {
+      threshold = full ? 0 : near_count_threshold(step, mine, r, least_tokens);
+      if (threshold == 0) threshold = count_threshold(step, mine, least_tokens);
+    }
     cluster_sync<C::kCluster>();
     if (step.tid() == 0) s.threshold[r] = threshold;
     __syncthreads();
