@@ -54,7 +54,7 @@ int run_info(const InfoFlags& flags) {
     report["model"].update(format_json(info, device));
     if (const std::string path = find_model_profile(flags.model); !path.empty()) {
       const Profile profile = read_profile(path);
-      check_profile(path, info, profile.page_size);
+      check_profile(path, profile, info, profile.page_size);
       report["model"]["profile"] = path;
       report["model"]["attention"] = profile_line(profile.policy);
     }

@@ -109,6 +109,11 @@ void AttentionFlags::rethrow(const Error& error) const {
               std::string(error.what()) + (found_ ? "; --profile none goes without it" : ""));
 }
 
+const Profile& AttentionFlags::loaded() const {
+  if (!loaded_) loaded_ = read_profile(profile);
+  return *loaded_;
+}
+
 void AttentionFlags::settle(const std::string& model) {
   const bool listed = attention_option_->count() > 0;
   const bool by_name = names_profile(attention);
@@ -123,7 +128,7 @@ void AttentionFlags::settle(const std::string& model) {
   }
   if (!found_) return;
   try {
-    (void)read_profile(profile);
+    (void)loaded();
   } catch (const Error& error) {
     rethrow(error);
   }
@@ -148,13 +153,13 @@ void AttentionFlags::announce(const CommonFlags& common) const {
 
 std::int32_t AttentionFlags::page_size() const {
   if (page_tokens) return *page_tokens;
-  return has_profile() ? read_profile(profile).page_size : EngineOptions().page_size;
+  return has_profile() ? loaded().page_size : EngineOptions().page_size;
 }
 
 void AttentionFlags::check_model(const ModelInfo& info) const {
   if (!has_profile()) return;
   try {
-    check_profile(profile, info, page_size());
+    check_profile(profile, loaded(), info, page_size());
   } catch (const Error& error) {
     rethrow(error);
   }
@@ -162,7 +167,7 @@ void AttentionFlags::check_model(const ModelInfo& info) const {
 
 SparsePolicy AttentionFlags::policy(const std::string& preset) const {
   const bool from_profile = preset == "profile" && has_profile();
-  SparsePolicy policy = from_profile ? read_profile(profile).policy : make_policy(preset);
+  SparsePolicy policy = from_profile ? loaded().policy : make_policy(preset);
   if (p) {
     policy.p = static_cast<float>(*p);
     policy.layer_p.clear();

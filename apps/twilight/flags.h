@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "profile.h"
 #include "twilight/device.h"
 #include "twilight/engine.h"
 #include "twilight/error.h"
@@ -70,9 +71,12 @@ struct AttentionFlags {
 
  private:
   [[noreturn]] void rethrow(const Error& error) const;
+  /// The profile file, read where it is first needed.
+  const Profile& loaded() const;
 
   const CLI::Option* attention_option_ = nullptr;  // gone where a command replaced it by its own
   bool found_ = false;  // the profile lies with the model; the user did not name it
+  mutable std::optional<Profile> loaded_;
 };
 
 struct SamplingFlags {

@@ -175,8 +175,8 @@ std::string profile_line(const SparsePolicy& policy) {
   return out + ", dense layers " + std::to_string(policy.dense_layers);
 }
 
-void check_profile(const std::string& path, const ModelInfo& info, std::int32_t page_size) {
-  const Profile profile = read_profile(path);
+void check_profile(const std::string& path, const Profile& profile, const ModelInfo& info,
+                   std::int32_t page_size) {
   const Json ours = profile_model(info);
   for (const auto& [name, value] : ours.items()) {
     const Json theirs = profile.model.is_object() && profile.model.contains(name)

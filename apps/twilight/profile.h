@@ -37,8 +37,10 @@ struct Profile {
 /// What a policy of a profile prunes by: "p 0.85, dense layers 0".
 [[nodiscard]] std::string profile_line(const SparsePolicy& policy);
 
-/// Throws Error(kInvalidArgument) where the profile at `path` is for another model or page size.
-void check_profile(const std::string& path, const ModelInfo& info, std::int32_t page_size);
+/// Throws Error(kInvalidArgument) where the profile read from `path` is for another model or page
+/// size.
+void check_profile(const std::string& path, const Profile& profile, const ModelInfo& info,
+                   std::int32_t page_size);
 
 }  // namespace twilight::app
 
