@@ -6,17 +6,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include <cuda_runtime_api.h>
-
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/cuda_check.h"
 #include "backend/cuda/cudnn_attention.h"
 #include "core/check.h"
 #include "core/float16.h"
+#include "cuda_timing.h"
 
 namespace twilight::cuda {
 namespace {
@@ -26,29 +23,6 @@ struct Shape {
 };
 
 constexpr int kHeadDim = 128;
-
-/// Median microseconds of a launch, from events around each.
-double median_us(cudaStream_t stream, int samples, const std::function<void()>& launch) {
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  TWILIGHT_CUDA(cudaEventCreate(&begin));
-  TWILIGHT_CUDA(cudaEventCreate(&end));
-  for (int i = 0; i < 3; ++i) launch();
-  std::vector<float> times;
-  for (int i = 0; i < samples; ++i) {
-    TWILIGHT_CUDA(cudaEventRecord(begin, stream));
-    launch();
-    TWILIGHT_CUDA(cudaEventRecord(end, stream));
-    TWILIGHT_CUDA(cudaEventSynchronize(end));
-    float ms = 0;
-    TWILIGHT_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    times.push_back(1000 * ms);
-  }
-  TWILIGHT_CUDA(cudaEventDestroy(begin));
-  TWILIGHT_CUDA(cudaEventDestroy(end));
-  std::nth_element(times.begin(), times.begin() + samples / 2, times.end());
-  return times[static_cast<std::size_t>(samples / 2)];
-}
 
 /// Numbers around 0 in bf16, the same 32 MiB over and over.
 void fill(DeviceMemory& memory, const DeviceBuffer& buffer) {
@@ -149,10 +123,10 @@ class Run {
                   .max_tokens = s_.num_tokens,
                   .max_candidate_pages = 1};
     const DeviceBuffer workspace(memory, backend_.workspace_bytes(caps));
-    const double us = median_us(backend_.stream(), samples_, [&] {
+    const LaunchTimes us = time_launches(backend_.stream(), samples_, [&] {
       backend_.attend_dense(params, {workspace.data(), workspace.size()});
     });
-    print("twilight attend_dense, pages of 16", us);
+    print("twilight attend_dense, pages of 16", us.median);
   }
 
   void print_cudnn(int page_size, bool has_lengths) {
@@ -198,8 +172,9 @@ class Run {
                                .seq_lens = lens_device_.as<std::int32_t>(),
                                .scale = 0.088388F,
                                .workspace = workspace.data()};
-    print(what,
-          median_us(backend_.stream(), samples_, [&] { decode->run(args, backend_.stream()); }));
+    print(what, time_launches(backend_.stream(), samples_, [&] {
+                  decode->run(args, backend_.stream());
+                }).median);
   }
 
   CudaBackend& backend_;

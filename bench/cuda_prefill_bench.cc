@@ -7,17 +7,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 #include <numeric>
 #include <random>
 #include <vector>
 
-#include <cuda_runtime_api.h>
-
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/cuda_check.h"
 #include "core/check.h"
 #include "core/float16.h"
+#include "cuda_timing.h"
 
 namespace twilight::cuda {
 namespace {
@@ -25,33 +22,6 @@ namespace {
 struct Shape {
   int num_tokens, before, num_q_heads, num_kv_heads, head_dim, page_size;
 };
-
-struct Times {
-  double median = 0, low = 0, high = 0;
-};
-
-/// Microseconds of a launch, from events around each.
-Times time_launches(cudaStream_t stream, int samples, const std::function<void()>& launch) {
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  TWILIGHT_CUDA(cudaEventCreate(&begin));
-  TWILIGHT_CUDA(cudaEventCreate(&end));
-  for (int i = 0; i < 3; ++i) launch();
-  std::vector<float> times;
-  for (int i = 0; i < samples; ++i) {
-    TWILIGHT_CUDA(cudaEventRecord(begin, stream));
-    launch();
-    TWILIGHT_CUDA(cudaEventRecord(end, stream));
-    TWILIGHT_CUDA(cudaEventSynchronize(end));
-    float ms = 0;
-    TWILIGHT_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    times.push_back(1000 * ms);
-  }
-  TWILIGHT_CUDA(cudaEventDestroy(begin));
-  TWILIGHT_CUDA(cudaEventDestroy(end));
-  std::sort(times.begin(), times.end());
-  return {times[times.size() / 2], times.front(), times.back()};
-}
 
 /// Normal numbers as T from f32, a block of 1 Mi of them over and over.
 template <typename T, typename Convert>
@@ -108,7 +78,7 @@ void run_shape(CudaBackend& backend, const Shape& s, int samples, bool first) {
   params.scale = 0.088388F;
   params.out = out.as<float>();
   params.out_token_stride = params.q_token_stride;
-  const Times us =
+  const LaunchTimes us =
       time_launches(backend.stream(), samples, [&] { backend.attend_prefill(params); });
   const double seen =
       static_cast<double>(s.num_tokens) * s.before + 0.5 * s.num_tokens * (s.num_tokens + 1.0);
