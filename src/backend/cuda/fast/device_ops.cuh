@@ -146,6 +146,19 @@ __device__ __forceinline__ Words<kWords> load_words(const std::uint8_t* at) {
   return out;
 }
 
+template <int kWords>
+__device__ __forceinline__ Words<kWords> shared_words(const std::uint8_t* at) {
+  Words<kWords> out;
+  if constexpr (kWords == 4) {
+    const uint4 v = *reinterpret_cast<const uint4*>(at);
+    out.w[0] = v.x, out.w[1] = v.y, out.w[2] = v.z, out.w[3] = v.w;
+  } else {
+    const uint2 v = *reinterpret_cast<const uint2*>(at);
+    out.w[0] = v.x, out.w[1] = v.y;
+  }
+  return out;
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kFullMask, x, step);

@@ -58,7 +58,11 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, in
   take(out.tile_mass, paper ? 0 : tiles * heads * 8);
   take(out.tile_centre, paper || means == 4 ? 0 : own_tiles * heads * 4);
   take(out.keys, tiles * 16 * (paper ? 4 : 2));
+  take(out.select_histogram, paper ? 3 * kHistogramBytes : kHistogramBytes + 256);
+  take(out.select_mass, by_mass ? kHistogramBytes : 0);
   std::int64_t region = at;
+  take(out.ring, means == 4 ? shape.threads / 32 * ring_bytes(dim) : 0);
+  const std::int64_t ring_end = at;
 
   at = align16(std::int64_t{out.owned} * kPageTokens * heads * 2);
   const int rows = paper ? heads : 1;
@@ -77,10 +81,8 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, in
 
   at = region;
   take(out.candidates,
-       std::max<std::int64_t>(
-           paper ? 3 * kHistogramBytes : kHistogramBytes + 256,
-           out.max_candidates * 4 + out.owned * (4 + std::int64_t{heads} * means * 4 + 2)));
-  take(out.select_mass, by_mass ? kHistogramBytes : 0);
+       out.max_candidates * 4 + out.owned * (4 + std::int64_t{heads} * means * 4 + 2));
+  at = std::max(at, ring_end);
   at = (at + 127) / 128 * 128;
   take(out.fixed, fixed_bytes(paper, dim, heads, shape.threads, cluster));
   out.bytes = static_cast<std::int32_t>(std::min<std::int64_t>(at, 1 << 30));

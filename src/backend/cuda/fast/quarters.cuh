@@ -2,6 +2,8 @@
 #define TWILIGHT_BACKEND_CUDA_FAST_QUARTERS_CUH_
 
 #include "backend/cuda/fast/score.cuh"
+#include "backend/cuda/fast/stages.cuh"
+#include "quant/index_format.h"
 
 /// kSubCentroid summaries: four means a page, each of four tokens.
 ///
@@ -16,7 +18,7 @@ namespace twilight::cuda_fast {
 template <class C>
 struct MeanRows {
   Words<C::kSteps> codes[2];
-  std::uint32_t numbers[2];  ///< f16: the row's scale where t is 0, the page's variance elsewhere
+  std::uint32_t scales[2];  ///< f16
 
   __device__ __forceinline__ void load(const Step<C>& step, int page0, int page1) {
     const int pages[2] = {page0, page1};
@@ -25,15 +27,8 @@ struct MeanRows {
     for (int k = 0; k < 2; ++k) {
       codes[k] = load_words<C::kSteps>(step.record(step.args.summaries, pages[k]) +
                                        mean * (C::kDim / 2) + step.t() * (4 * C::kSteps));
-      numbers[k] =
-          load_stream2(step.record(step.args.params, pages[k]) + (step.t() == 0 ? 2 * mean : 8));
+      scales[k] = load_stream2(step.record(step.args.params, pages[k]) + 2 * mean);
     }
-  }
-  [[nodiscard]] __device__ __forceinline__ float scale(int k) const {
-    return f16_pair(__shfl_sync(kFullMask, numbers[k], 0, 4)).x;
-  }
-  [[nodiscard]] __device__ __forceinline__ float variance(int k) const {
-    return f16_pair(__shfl_sync(kFullMask, numbers[k], 1, 4)).x;
   }
 };
 
@@ -97,6 +92,43 @@ __device__ __forceinline__ void store_tile_mass(const Step<C>& step, int tile, i
   }
 }
 
+/// A warp's copies on their way: parts of a tile, four pages each, in order. A lane reads what it
+/// copied itself, but for the scales of the tile, which lanes 0 to 15 copy with its first part.
+/// In registers parts were not that far ahead: a loop waits for all of its loads at once, so that
+/// every part took a full latency.
+template <class C>
+struct SummaryRing {
+  static constexpr int kLaneBytes = 4 * C::kSteps;
+  static constexpr int kPartBytes = 2 * 32 * kLaneBytes;
+  std::uint8_t* memory;  ///< [kRingParts][2][32 lanes], then PageParams [2][16]
+  int slot = 0;
+
+  __device__ explicit SummaryRing(const Step<C>& step)
+      : memory(step.ring() + step.warp() * ring_bytes(C::kDim)) {}
+  /// Where this lane's codes of page k of its two are.
+  [[nodiscard]] __device__ std::uint8_t* codes(const Step<C>& step, int k) const {
+    return memory + slot * kPartBytes + (32 * k + step.lane()) * kLaneBytes;
+  }
+  [[nodiscard]] __device__ PageParams* params(int parity) const {
+    return reinterpret_cast<PageParams*>(memory + kRingParts * kPartBytes) + parity * kPage;
+  }
+  /// Part `part` of the tile whose table entries are `ids` (lane % 16).
+  __device__ __forceinline__ void copy(const Step<C>& step, int ids, int part, int parity) {
+    const int from = 8 * (step.g() / 4) + 2 * part;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int page = __shfl_sync(kFullMask, ids, from + k);
+      copy_lane<kLaneBytes>(codes(step, k), step.record(step.args.summaries, page) +
+                                                (step.g() % 4) * (C::kDim / 2) +
+                                                step.t() * kLaneBytes);
+    }
+    if (part == 0 && step.lane() < kPage) {
+      copy_lane<16>(params(parity) + step.lane(), step.record(step.args.params, ids));
+    }
+  }
+  __device__ __forceinline__ void advance() { slot = slot + 1 == kRingParts ? 0 : slot + 1; }
+};
+
 template <class C>
 __device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& first) {
   Fixed<C>& s = step.s;
@@ -109,18 +141,18 @@ __device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& firs
   const auto known = [&](int at, int id) {
     return kPage * at + entry <= last ? id : step.table()[last];
   };
-  const auto load = [&](MeanRows<C>& rows, int ids, int part) {
-    const int from = 8 * (step.g() / 4) + 2 * part;
-    rows.load(step, __shfl_sync(kFullMask, ids, from), __shfl_sync(kFullMask, ids, from + 1));
-  };
-  MeanRows<C> rows[2];
+  SummaryRing<C> ring(step);
   int ids = 0;
   int next_ids = 0;
   if (tile < tiles) {
     ids = known(tile, first.pages[0]);
     next_ids = known(tile + stride, first.next[0]);
-    load(rows[0], ids, 0);
-    load(rows[1], ids, 1);
+#pragma unroll
+    for (int part = 0; part < kRingParts; ++part) {
+      ring.copy(step, ids, part, 0);
+      commit_copies();
+      ring.advance();
+    }
   }
   prepare_query(step, first);
   cluster_sync<C::kCluster>();  // every block has started: its memory may be written from here on
@@ -135,45 +167,53 @@ __device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& firs
     unit[i] = s.q_step[step.t() + 4 * i];
     offset[i] = 7.5F * s.q_sum[step.t() + 4 * i];
   }
-  while (tile < tiles) {
-    const int next = tile + stride;
+  int parity = 0;
+#pragma unroll 1
+  for (; tile < tiles; tile += stride, parity ^= 1) {
+    const bool more = tile + stride < tiles;
     float products[C::kLaneHeads][4][2];
-    float variance[2] = {};
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
-      MeanRows<C>& now = rows[part % 2];
-      const float scales[2] = {now.scale(0), now.scale(1)};
+      wait_copies<kRingParts - 1>();
+      if (part == 0) __syncwarp();
+      const PageParams* const params = ring.params(parity) + 8 * (step.g() / 4) + 2 * part;
+      Words<C::kSteps> codes[2];
+      float scales[2];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        const float x = now.variance(k);
-        if (step.g() % 4 == part) variance[k] = x;
+        codes[k] = shared_words<C::kSteps>(ring.codes(step, k));
+        scales[k] = f16_pair(params[k].centre_scale[step.g() % 4]).x;
       }
 #pragma unroll
       for (int i = 0; i < C::kLaneHeads; ++i) {
         float sums[2];
-        nibble_products<C>(now.codes[0], now.codes[1], q, i, sums);
+        nibble_products<C>(codes[0], codes[1], q, i, sums);
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           products[i][part][k] = scales[k] * (unit[i] * sums[k] - offset[i]);
         }
       }
-      if (part < 2) {
-        load(now, ids, part + 2);
-      } else if (next < tiles) {
-        load(now, next_ids, part - 2);
+      if (part + kRingParts < 4) {
+        ring.copy(step, ids, part + kRingParts, parity);
+      } else if (more) {
+        ring.copy(step, next_ids, part + kRingParts - 4, parity ^ 1);
       }
+      commit_copies();
+      ring.advance();
     }
-    if (next < tiles) {
+    const PageParams* const params = ring.params(parity) + 2 * step.g();
+    const float variance[2] = {f16_pair(params[0].variance).x, f16_pair(params[1].variance).x};
+    if (more) {
       ids = next_ids;
-      next_ids = step.table()[min(kPage * (next + stride) + entry, last)];
+      next_ids = step.table()[min(kPage * (tile + 2 * stride) + entry, last)];
     }
 #pragma unroll
     for (int i = 0; i < C::kLaneHeads; ++i) {
       const int head = step.t() + 4 * i;
       store_tile_mass(step, tile, head, products[i], s.q_spread[head], variance);
     }
-    tile = next;
   }
+  wait_copies<0>();
 }
 
 /// Centre products of the pages that this warp estimates, less norm, into page_values.
@@ -192,7 +232,7 @@ __device__ __forceinline__ void centre_products(const Step<C>& step, const Query
 #pragma unroll 1
   for (int i = step.warp(); i < count; i += 4 * kW) {
     float sums[C::kLaneHeads][2];
-    const float scales[2] = {rows.scale(0), rows.scale(1)};
+    const float scales[2] = {f16_pair(rows.scales[0]).x, f16_pair(rows.scales[1]).x};
 #pragma unroll
     for (int set = 0; set < C::kLaneHeads; ++set) {
       nibble_products<C>(rows.codes[0], rows.codes[1], q, set, sums[set]);

@@ -248,7 +248,7 @@ __device__ void select_candidates(const Step<C>& step) {
     limit = s.found[3];
   }
 
-  // Each warp compacts a run of the pool. The lists may overwrite the histograms from here on.
+  // Each warp compacts a run of the pool.
   const int run = (size + 32 * C::kWarps - 1) / (32 * C::kWarps) * 32;
   const int begin = pool.first + step.warp() * run;
   const int end = min(begin + run, pool.last);

@@ -21,16 +21,18 @@ struct SmemLayout {
   std::int32_t max_candidates = 0;  ///< candidate pages a problem may have
   std::int32_t owned = 0;           ///< candidate pages a block may own
   std::int32_t second_centres = 0;
-  std::int32_t tile_mass = 0;     ///< float2 [tiles, heads]: base and sum of the tile's masses
-  std::int32_t tile_centre = 0;   ///< float [tiles owned, heads]
-  std::int32_t keys = 0;          ///< [pages]
+  std::int32_t tile_mass = 0;    ///< float2 [tiles, heads]: base and sum of the tile's masses
+  std::int32_t tile_centre = 0;  ///< float [tiles owned, heads]
+  std::int32_t keys = 0;         ///< [pages]
+  std::int32_t select_histogram = 0;
+  std::int32_t select_mass = 0;   ///< mass histogram of selection, 0 bytes long without the rule
+  std::int32_t ring = 0;          ///< summaries on their way, kSubCentroid; over region B as well
   std::int32_t page_sums = 0;     ///< float [candidates, heads]
   std::int32_t histogram = 0;     ///< of pruning
   std::int32_t boundary = 0;      ///< boundary list of pruning
   std::int32_t chunk_scores = 0;  ///< float [kChunk, heads]
   std::int32_t partials = 0;      ///< partial outputs
   std::int32_t candidates = 0;    ///< region B: page numbers, physical pages, masses, masks
-  std::int32_t select_mass = 0;   ///< mass histogram of selection, 0 bytes long without the rule
   std::int32_t fixed = 0;         ///< region C: Fixed
   std::int32_t bytes = 0;
 };
@@ -87,6 +89,11 @@ struct StepArgs {
 };
 
 inline constexpr int kStamps = 16;
+
+/// Parts of four pages with four means that a warp has on their way.
+inline constexpr int kRingParts = 3;
+/// Bytes of a warp's ring: parts, and the scales of two tiles of 16 pages.
+constexpr int ring_bytes(int dim) { return kRingParts * 8 * dim + 2 * 16 * 16; }
 
 }  // namespace twilight::cuda_fast
 

@@ -174,13 +174,14 @@ struct Step {
     return reinterpret_cast<float*>(base + args.smem.chunk_scores);
   }
   __device__ float* partials() const { return reinterpret_cast<float*>(base + args.smem.partials); }
-  // Region B. The histogram of selection lies there before the lists do.
   __device__ std::uint32_t* select_histogram() const {
-    return reinterpret_cast<std::uint32_t*>(base + args.smem.candidates);
+    return reinterpret_cast<std::uint32_t*>(base + args.smem.select_histogram);
   }
   __device__ std::uint32_t* select_mass() const {
     return reinterpret_cast<std::uint32_t*>(base + args.smem.select_mass);
   }
+  __device__ std::uint8_t* ring() const { return base + args.smem.ring; }
+  // Region B.
   __device__ std::int32_t* candidate_pages() const {  // all blocks' candidates
     return reinterpret_cast<std::int32_t*>(base + args.smem.candidates);
   }
