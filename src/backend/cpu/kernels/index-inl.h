@@ -1,6 +1,6 @@
-#include "backend/cpu/kernels/centroid-inl.h"
 #include "backend/cpu/kernels/estimate_pages-inl.h"
 #include "backend/cpu/kernels/index.h"
+#include "backend/cpu/kernels/page_masses-inl.h"
 #include "backend/cpu/kernels/quest-inl.h"
 #include "backend/cpu/kernels/seal-inl.h"
 #include "backend/cpu/simd.h"
