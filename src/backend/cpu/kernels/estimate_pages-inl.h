@@ -5,6 +5,7 @@
 #include "backend/cpu/kernels/centroid-inl.h"
 #include "backend/cpu/kernels/estimate-inl.h"
 #include "backend/cpu/kernels/estimate2-inl.h"
+#include "backend/cpu/kernels/mass_math-inl.h"
 
 TWILIGHT_BEFORE_NAMESPACE();
 namespace twilight::cpu::TWILIGHT_ISA {
