@@ -6,6 +6,7 @@
 #include "core/buffer.h"
 #include "core/check.h"
 #include "sparse/audit.h"
+#include "sparse/decode_step_scratch.h"
 
 namespace twilight {
 namespace {
@@ -52,30 +53,6 @@ IndexFormat index_format_of(const SparsePolicy& policy, const Backend& backend,
   ordered.layout = backend.index_layout();
   return head_dim % head_dim_unit(ordered) == 0 ? ordered : format;
 }
-
-// Slices of the workspace, what statistics read first. All but `ops` hold what one op hands to the
-// next.
-struct DecodeStep::Scratch {
-  std::int32_t* page_counts;  // [B, Hkv]
-  std::int32_t* kept_counts;  // [B, Hkv]
-  std::int32_t* head_counts;  // [B, Hq]
-  float* head_mass;           // [B, Hq]
-  std::int32_t* tail_counts;  // [B, Hkv]; null without a tail
-  float* tail_shift;          // [B, Hq]
-  float* tail_mass;           // [B, Hq, candidate pages]; null without a tail
-  std::int32_t* pages;        // [B, Hkv, candidate pages]
-  float* scores;              // [B, Hkv, pages]
-  std::int32_t* kept;         // [B, Hkv, slots]
-  float* log_masses;          // [B, Hq, pages]; null without a far tail
-  float* estimates;           // [B, Hkv, G, slots]; null where the fused op keeps its own
-  float* selector;
-  Workspace ops;
-  std::int64_t page_stride;
-  std::int64_t slot_stride;
-  std::size_t counts_bytes;  // up to here what statistics read,
-  std::size_t kept_bytes;    // up to here what an audit reads too
-  std::size_t used_bytes;
-};
 
 DecodeStep::Scratch DecodeStep::carve(std::byte* lists, void* base, std::size_t bytes) const {
   Arena arena = base == nullptr ? Arena() : Arena(base, bytes);
@@ -252,19 +229,6 @@ void DecodeStep::run(const DecodeStepParams& params, Workspace workspace,
   }
 }
 
-void DecodeStep::read_stats(const DecodeStepParams& params, std::byte* host_lists,
-                            std::span<LayerStats> stats) const {
-  const Scratch lists = carve(host_lists, nullptr, 0);
-  for (std::size_t seq = 0; seq < stats.size(); ++seq) {
-    const auto at = static_cast<std::int32_t>(seq);
-    const float p = params.p != nullptr ? params.p[seq] : policy_.p_of_layer(params.layer);
-    const StepPath path = path_of(params.layer, params.kv.host_len(at), p);
-    TWILIGHT_DCHECK(host_lists != nullptr || is_dense(path));
-    fill_stats(params, lists, at, path, stats[seq]);
-    stats[seq].true_mass.clear();
-  }
-}
-
 TailParams DecodeStep::tail_params(const DecodeStepParams& params, const Scratch& s) const {
   TailParams tail;
   tail.mass = s.tail_mass;
@@ -369,81 +333,6 @@ void DecodeStep::run_sparse(const DecodeStepParams& params, const SeqSubset& seq
     backend_.prune_top_p(prune, s.ops);
     backend_.attend_sparse(attend, s.ops);
   }
-}
-
-void DecodeStep::fill_stats(const DecodeStepParams& params, const Scratch& s, std::int32_t seq,
-                            StepPath path, LayerStats& stats) const {
-  const std::int64_t num_kv_heads = caps_.num_kv_heads;
-  const std::int64_t num_q_heads = caps_.num_q_heads;
-  const std::int32_t n = params.kv.host_len(seq);
-  const std::int64_t row_bytes = std::int64_t{caps_.head_dim} * dtype_bytes(params.kv.dtype);
-  stats.path = path;
-  stats.num_tokens = n;
-  stats.bytes_dense = 2 * row_bytes * n * num_kv_heads;
-  stats.candidates.assign(static_cast<std::size_t>(num_kv_heads), n);
-  stats.attended.assign(static_cast<std::size_t>(num_kv_heads), n);
-  stats.kept.assign(static_cast<std::size_t>(num_q_heads), n);
-  stats.estimated_mass.assign(static_cast<std::size_t>(num_q_heads), 1.0F);
-  stats.bytes_read = stats.bytes_dense;
-  if (is_dense(path)) return;
-
-  const std::int32_t page_size = caps_.page_size;
-  const std::int32_t sealed = n / page_size;
-  const std::int32_t open_tokens = n % page_size;
-  // PageParams count once: with the summaries where those are scored and need them, with 2-bit
-  // records otherwise, and else with the value means.
-  const bool scored_params =
-      selector_->mode() == SelectMode::kByScore && num_centroids(selector_->summary()) > 0;
-  const bool estimate_params = !scored_params && policy_.key_bits == 2;
-  constexpr auto kParamsBytes = static_cast<std::int64_t>(sizeof(PageParams));
-  const std::int64_t tail_bytes =
-      nibble_bytes(caps_.head_dim) + (scored_params || estimate_params ? 0 : kParamsBytes);
-  const std::int64_t record_bytes =
-      policy_.key_bits == 16
-          ? page_size * row_bytes
-          : estimate_record_bytes(params.index.format, page_size, caps_.head_dim);
-  stats.bytes_read = 0;
-  if (selector_->mode() == SelectMode::kByScore) {
-    stats.bytes_read += num_kv_heads * sealed * selector_->bytes_per_page(params.kv);
-  }
-  for (std::int64_t head = 0; head < num_kv_heads; ++head) {
-    const std::int64_t unit = seq * num_kv_heads + head;
-    const std::int32_t count = s.page_counts[unit];
-    const bool has_open = open_tokens > 0;  // the open page is forced, so always a candidate
-    const std::int64_t sealed_candidates = count - (has_open ? 1 : 0);
-    const auto h = static_cast<std::size_t>(head);
-    stats.candidates[h] = static_cast<std::int32_t>(sealed_candidates * page_size + open_tokens);
-    stats.attended[h] = s.kept_counts[unit];
-    if (policy_.prune) {
-      stats.bytes_read +=
-          sealed_candidates * (record_bytes + (estimate_params ? kParamsBytes : 0)) +
-          open_tokens * row_bytes;
-      if (s.tail_counts != nullptr) stats.bytes_read += s.tail_counts[unit] * tail_bytes;
-    }
-    stats.bytes_read += 2 * row_bytes * s.kept_counts[unit];
-  }
-  for (std::int64_t head = 0; head < num_q_heads; ++head) {
-    stats.kept[static_cast<std::size_t>(head)] = s.head_counts[seq * num_q_heads + head];
-    stats.estimated_mass[static_cast<std::size_t>(head)] = s.head_mass[seq * num_q_heads + head];
-  }
-}
-
-std::string_view step_path_name(StepPath path) {
-  switch (path) {
-    case StepPath::kSparse:
-      return "sparse";
-    case StepPath::kDensePolicy:
-      return "policy";
-    case StepPath::kDenseLayer:
-      return "dense layer";
-    case StepPath::kDenseShort:
-      return "short";
-    case StepPath::kDenseAllForced:
-      return "all forced";
-    case StepPath::kDenseFullMass:
-      return "p = 1";
-  }
-  return "unknown";
 }
 
 }  // namespace twilight
