@@ -232,8 +232,7 @@ void Transformer::run_layers(AttentionPort& attention) {
   const auto rotate = [&](float* x, std::int32_t heads) -> RopeParams {
     return {x, std::int64_t{heads} * head_dim, rows, heads, head_dim, cos_, sin_};
   };
-  for (std::int32_t i = 0; i < config_.num_layers; ++i) {
-    const Layer& layer = layers_[static_cast<std::size_t>(i)];
+  const auto project_of = [&](const Layer& layer) {
     ProjectParams project;
     project.norm = norm(hidden_, layer.input_norm, normed_, rows, hidden);
     project.q = linear(normed_, layer.q_proj, layer.q_bias, q_, rows);
@@ -244,16 +243,26 @@ void Transformer::run_layers(AttentionPort& attention) {
         norm(k_, layer.k_norm, k_, std::int64_t{rows} * config_.num_kv_heads, head_dim);
     project.q_rope = rotate(q_, config_.num_heads);
     project.k_rope = rotate(k_, config_.num_kv_heads);
-    backend_.project(project);
+    return project;
+  };
+  ProjectParams project = project_of(layers_.front());
+  backend_.project(project);
+  for (std::int32_t i = 0; i < config_.num_layers; ++i) {
+    const Layer& layer = layers_[static_cast<std::size_t>(i)];
     attention.append(i, k_, v_);
     attention.attend(i, q_, mixed_);
-    backend_.linear(linear(mixed_, layer.o_proj, layer.o_bias, hidden_, rows, true));
-    FeedForwardParams feed;
+    AdvanceLayerParams advance;
+    advance.out = linear(mixed_, layer.o_proj, layer.o_bias, hidden_, rows, true);
+    FeedForwardParams& feed = advance.feed;
     feed.norm = norm(hidden_, layer.post_norm, normed_, rows, hidden);
     feed.gate = linear(normed_, layer.gate_proj, layer.gate_bias, gate_, rows);
     feed.up = linear(normed_, layer.up_proj, layer.up_bias, up_, rows);
     feed.down = linear(gate_, layer.down_proj, layer.down_bias, hidden_, rows, true);
-    backend_.feed_forward(feed);
+    if (i + 1 < config_.num_layers) {
+      project = project_of(layers_[static_cast<std::size_t>(i) + 1]);
+      advance.next = &project;
+    }
+    backend_.advance_layer(advance);
   }
 }
 

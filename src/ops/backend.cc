@@ -160,6 +160,11 @@ void Backend::feed_forward(const FeedForwardParams& params) {
   do_feed_forward(params);
 }
 
+void Backend::advance_layer(const AdvanceLayerParams& params) {
+  validate(params);
+  do_advance_layer(params);
+}
+
 void Backend::count_tail(const CountTailParams& params, Workspace workspace) {
   validate("count_tail", workspace);
   validate(params);
@@ -184,6 +189,12 @@ void Backend::do_feed_forward(const FeedForwardParams& params) {
   do_silu_mul({params.gate.y, params.up.y, params.gate.y,
                std::int64_t{params.gate.num_rows} * params.gate.weight.rows});
   do_linear(params.down);
+}
+
+void Backend::do_advance_layer(const AdvanceLayerParams& params) {
+  do_linear(params.out);
+  do_feed_forward(params.feed);
+  if (params.next != nullptr) do_project(*params.next);
 }
 
 }  // namespace twilight

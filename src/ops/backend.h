@@ -117,12 +117,15 @@ class Backend {
   /// what their parameters call scratch, and round where `linear` would.
   void project(const ProjectParams& params);
   void feed_forward(const FeedForwardParams& params);
+  /// Same results as `linear`, `feed_forward` and `project`, up to the order of sums.
+  void advance_layer(const AdvanceLayerParams& params);
   void count_tail(const CountTailParams& params, Workspace workspace);
 
  protected:
   /// The parts one after the other.
   virtual void do_project(const ProjectParams& params);
   virtual void do_feed_forward(const FeedForwardParams& params);
+  virtual void do_advance_layer(const AdvanceLayerParams& params);
 
  private:
   virtual void do_append_kv(const AppendKvParams& params) = 0;

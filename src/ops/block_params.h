@@ -44,6 +44,14 @@ struct FeedForwardParams {
   LinearParams down;      ///< of gate.y, adding to norm.x
 };
 
+/// From attention's output to the next attention's inputs: hidden += out(x), feed_forward, then the
+/// next layer's `project`.
+struct AdvanceLayerParams {
+  LinearParams out;  ///< adding to feed.norm.x
+  FeedForwardParams feed;
+  const ProjectParams* next = nullptr;  ///< of feed.norm.x; null after the last layer
+};
+
 /// Number of the largest of each row, the first of equal ones; -1 where a row holds NaN or has no
 /// finite maximum.
 struct ArgmaxParams {

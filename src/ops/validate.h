@@ -40,6 +40,7 @@ void validate(const ArgmaxParams& params);
 void validate(const SampleRowsParams& params);
 void validate(const ProjectParams& params);
 void validate(const FeedForwardParams& params);
+void validate(const AdvanceLayerParams& params);
 void validate(const CountTailParams& params);
 void validate(const char* op, const Workspace& workspace);
 

@@ -84,6 +84,23 @@ void validate(const FeedForwardParams& params) {
           check.op, "gate, up and down of different inner sizes or rows that are not packed");
 }
 
+void validate(const AdvanceLayerParams& params) {
+  const FieldChecks check{"advance_layer"};
+  validate(params.out);
+  validate(params.feed);
+  const RmsNormParams& norm = params.feed.norm;
+  for (const LinearParams* linear : {&params.out, &params.feed.down}) {
+    require(linear->y == norm.x && linear->accumulate && linear->num_rows == norm.num_rows &&
+                linear->weight.rows == norm.hidden && linear->y_stride == norm.hidden,
+            check.op, "out and down that add to other rows than feed.norm.x, accepted those");
+  }
+  if (params.next == nullptr) return;
+  validate(*params.next);
+  require(params.next->norm.x == norm.x && params.next->norm.num_rows == norm.num_rows &&
+              params.next->norm.hidden == norm.hidden,
+          check.op, "next of other rows than feed.norm.x, accepted those");
+}
+
 void validate(const CountTailParams& params) {
   const FieldChecks check{"count_tail"};
   check.shape(params.kv);

@@ -191,6 +191,25 @@ class MirroredBackend::Transfer {
     p.cos = in(p.cos, half);
     p.sin = in(p.sin, half);
   }
+  void project(ProjectParams& p) {
+    norm(p.norm);
+    for (LinearParams* linear : {&p.q, &p.k, &p.v}) {
+      linear->x = p.norm.y;
+      product(*linear);
+    }
+    if (p.q_norm.weight != nullptr) norm(p.q_norm);
+    if (p.k_norm.weight != nullptr) norm(p.k_norm);
+    rope(p.q_rope);
+    rope(p.k_rope);
+  }
+  void feed(FeedForwardParams& p) {
+    norm(p.norm);
+    p.gate.x = p.up.x = p.norm.y;
+    product(p.gate);
+    product(p.up);
+    p.down.x = p.gate.y;
+    product(p.down);
+  }
   [[nodiscard]] float* output(float* host, std::int64_t stride, const QueryView& q,
                               const PagedKvView& kv) {
     if (kv.num_seqs == 0) return host;
@@ -460,15 +479,7 @@ void MirroredBackend::do_project(const ProjectParams& params) {
   ProjectParams p = params;
   if (p.norm.num_rows == 0) return;
   Transfer t(*this);
-  t.norm(p.norm);
-  for (LinearParams* product : {&p.q, &p.k, &p.v}) {
-    product->x = p.norm.y;
-    t.product(*product);
-  }
-  if (p.q_norm.weight != nullptr) t.norm(p.q_norm);
-  if (p.k_norm.weight != nullptr) t.norm(p.k_norm);
-  t.rope(p.q_rope);
-  t.rope(p.k_rope);
+  t.project(p);
   inner_->project(p);
   t.finish();
 }
@@ -477,13 +488,25 @@ void MirroredBackend::do_feed_forward(const FeedForwardParams& params) {
   FeedForwardParams p = params;
   if (p.norm.num_rows == 0) return;
   Transfer t(*this);
-  t.norm(p.norm);
-  p.gate.x = p.up.x = p.norm.y;
-  t.product(p.gate);
-  t.product(p.up);
-  p.down.x = p.gate.y;
-  t.product(p.down);
+  t.feed(p);
   inner_->feed_forward(p);
+  t.finish();
+}
+
+void MirroredBackend::do_advance_layer(const AdvanceLayerParams& params) {
+  AdvanceLayerParams p = params;
+  if (p.out.num_rows == 0) return;
+  Transfer t(*this);
+  p.out.x = t.in(p.out.x, (p.out.num_rows - 1) * p.out.x_stride + p.out.weight.cols);
+  t.product(p.out);
+  t.feed(p.feed);
+  ProjectParams next;
+  if (p.next != nullptr) {
+    next = *p.next;
+    t.project(next);
+    p.next = &next;
+  }
+  inner_->advance_layer(p);
   t.finish();
 }
 

@@ -58,6 +58,7 @@ class MirroredBackend final : public Backend {
   void do_sample_rows(const SampleRowsParams& params) override;
   void do_project(const ProjectParams& params) override;
   void do_feed_forward(const FeedForwardParams& params) override;
+  void do_advance_layer(const AdvanceLayerParams& params) override;
   void do_count_tail(const CountTailParams& params, Workspace workspace) override;
 
   std::unique_ptr<Backend> inner_;

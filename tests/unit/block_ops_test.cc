@@ -184,6 +184,53 @@ TEST_F(BlockGroups, FeedForwardIsItsParts) {
                [&] { backend_->feed_forward(bad); });
 }
 
+TEST_F(BlockGroups, AdvanceLayerIsItsParts) {
+  std::vector<float> gate(kRows * kInner), up(kRows * kInner), mixed(kRows * kInner, 0.5F);
+  std::vector<float> q(kRows * 8), k(kRows * 4), v(kRows * 4);
+  AdvanceLayerParams p;
+  p.out = product(down_, kHidden, kInner, mixed, x_);
+  p.out.accumulate = true;
+  p.feed.norm = norm();
+  p.feed.gate = product(gate_, kInner, kHidden, normed_, gate);
+  p.feed.up = product(up_, kInner, kHidden, normed_, up);
+  p.feed.down = product(down_, kHidden, kInner, gate, x_);
+  p.feed.down.accumulate = true;
+  ProjectParams next;
+  next.norm = norm();
+  next.q = product(q_, 8, kHidden, normed_, q);
+  next.k = product(k_, 4, kHidden, normed_, k);
+  next.v = product(k_, 4, kHidden, normed_, v);
+  next.q_rope = {q.data(), 8, kRows, 2, kDim, cos_.data(), cos_.data()};
+  next.k_rope = {k.data(), 4, kRows, 1, kDim, cos_.data(), cos_.data()};
+  p.next = &next;
+  const std::vector<float> before = x_;
+  backend_->advance_layer(p);
+  const std::vector<float> got = x_, got_q = q, got_v = v;
+  EXPECT_NE(got, before);
+  x_ = before;
+  backend_->linear(p.out);
+  backend_->feed_forward(p.feed);
+  backend_->project(next);
+  EXPECT_EQ(got, x_);
+  EXPECT_EQ(got_q, q);
+  EXPECT_EQ(got_v, v);
+  p.next = nullptr;
+  x_ = before;
+  q.assign(q.size(), 42.0F);
+  backend_->advance_layer(p);
+  EXPECT_EQ(got, x_);
+  EXPECT_EQ(q, std::vector<float>(q.size(), 42.0F));
+  AdvanceLayerParams bad = p;
+  bad.out.accumulate = false;
+  expect_error(ErrorCode::kInvalidArgument, {"[advance_layer]", "feed.norm.x"},
+               [&] { backend_->advance_layer(bad); });
+  bad = p;
+  next.norm.x = mixed.data();
+  bad.next = &next;
+  expect_error(ErrorCode::kInvalidArgument, {"[advance_layer]", "next"},
+               [&] { backend_->advance_layer(bad); });
+}
+
 TEST(BlockOps, BadFieldsAreNamed) {
   const std::unique_ptr<Backend> backend = make_ref_backend();
   const std::vector<float> table(4);

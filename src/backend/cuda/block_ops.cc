@@ -1,18 +1,24 @@
 #include <algorithm>
+#include <initializer_list>
 
 #include "backend/cuda/base/base_ops.h"
 #include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/fast/layer_products.h"
 #include "backend/cuda/fast/rows_linear.h"
 #include "backend/cuda/fast/sample.h"
 #include "backend/cuda/host_words.h"
 
 // The forward pass around attention. A decode step's products read the weights once with up to 64
-// rows of x (fast/rows_linear.cu); prefill's go to cuBLASLt. In both x is rounded to the weights'
-// dtype where it is made, so that no f32 copy of it is written.
+// rows of x, those between two layers' attentions in one launch where their shapes allow
+// (fast/layer_products.cu), else one by one (fast/rows_linear.cu); prefill's go to cuBLASLt. In all
+// of them x is rounded to the weights' dtype where it is made, so that no f32 copy of it is
+// written.
 namespace twilight::cuda {
 namespace {
 
 using cuda_fast::kMaxLinearRows;
+using cuda_fast::LayerArgs;
+using cuda_fast::LayerStep;
 using cuda_fast::RowsArgs;
 using cuda_fast::RowsMatrix;
 
@@ -35,6 +41,26 @@ bool norm_fits(const RmsNormParams& p) {
   return p.hidden % 4 == 0 && aligned16(p.x) && aligned16(p.weight);
 }
 
+bool same_dtype(std::initializer_list<const LinearParams*> products) {
+  const DType dtype = (*products.begin())->weight.dtype;
+  return std::all_of(products.begin(), products.end(), [&](const LinearParams* p) {
+    return fits_few(*p) && p->weight.dtype == dtype;
+  });
+}
+
+bool project_fits(const ProjectParams& p) {
+  return same_dtype({&p.q, &p.k, &p.v}) && !p.q.accumulate && !p.k.accumulate && !p.v.accumulate &&
+         norm_fits(p.norm);
+}
+
+/// Whether q and k are rotated by the product that makes them: heads that are normed first are
+/// rotated afterwards.
+bool rotates(const ProjectParams& p) {
+  return p.q_norm.weight == nullptr && p.k_norm.weight == nullptr && p.q_rope.head_dim % 16 == 0 &&
+         p.q_rope.cos == p.k_rope.cos && p.q_rope.sin == p.k_rope.sin &&
+         p.q_rope.head_dim == p.k_rope.head_dim;
+}
+
 RowsMatrix matrix_of(const LinearParams& p, std::int64_t first_row) {
   RowsMatrix out;
   out.w = p.weight.data;
@@ -46,6 +72,39 @@ RowsMatrix matrix_of(const LinearParams& p, std::int64_t first_row) {
   return out;
 }
 
+/// A product with rows [first, first + 64) of a matrix of rounded x.
+RowsArgs product_of(const LinearParams& p, std::int32_t first, const void* x) {
+  RowsArgs args;
+  args.matrix[0] = matrix_of(p, first);
+  args.num_matrices = 1;
+  args.m = std::min(kMaxLinearRows, p.num_rows - first);
+  args.cols = static_cast<std::int32_t>(p.weight.cols);
+  args.x = x;
+  args.x_stride = args.cols;
+  return args;
+}
+
+RowsArgs gate_of(const FeedForwardParams& p, std::int32_t first, const void* x, void* act) {
+  RowsArgs args = product_of(p.gate, first, x);
+  args.matrix[0].use = RowsMatrix::Use::kGate;
+  args.matrix[0].up = p.up.weight.data;
+  args.matrix[0].up_bias = p.up.bias;
+  args.matrix[0].act = act;
+  return args;
+}
+
+RowsArgs inputs_of(const ProjectParams& p, std::int32_t first, const void* x) {
+  RowsArgs args = product_of(p.q, first, x);
+  args.matrix[1] = matrix_of(p.k, first);
+  args.matrix[2] = matrix_of(p.v, first);
+  args.num_matrices = 3;
+  if (rotates(p)) args.matrix[0].use = args.matrix[1].use = RowsMatrix::Use::kRotate;
+  args.half = p.q_rope.head_dim / 2;
+  args.cos = p.q_rope.cos + std::int64_t{first} * args.half;
+  args.sin = p.q_rope.sin + std::int64_t{first} * args.half;
+  return args;
+}
+
 }  // namespace
 
 void CudaBackend::reserve_rows() {
@@ -55,17 +114,11 @@ void CudaBackend::reserve_rows() {
   gated_rows_ = DeviceBuffer(memory_, kBytes);
 }
 
-// Rounds up to 64 normed rows; what a product of them takes but its matrices.
-cuda_fast::RowsArgs CudaBackend::norm_block(const RmsNormParams& norm, std::int32_t first,
-                                            DType dtype) {
-  RowsArgs args;
-  args.m = std::min(kMaxLinearRows, norm.num_rows - first);
-  args.cols = static_cast<std::int32_t>(norm.hidden);
-  args.x = rows_.data();
-  args.x_stride = norm.hidden;
-  cuda_fast::norm_rows(norm.x + first * norm.hidden, norm.weight, norm.eps, args.m, norm.hidden,
-                       dtype, rows_.data(), dependent_, stream_.get());
-  return args;
+// Rounds up to 64 normed rows.
+void CudaBackend::norm_block(const RmsNormParams& norm, std::int32_t first, DType dtype) {
+  cuda_fast::norm_rows(norm.x + first * norm.hidden, norm.weight, norm.eps,
+                       std::min(kMaxLinearRows, norm.num_rows - first), norm.hidden, dtype,
+                       rows_.data(), dependent_, stream_.get());
 }
 
 bool CudaBackend::linear_of_few(const LinearParams& params) {
@@ -73,47 +126,26 @@ bool CudaBackend::linear_of_few(const LinearParams& params) {
   reserve_rows();
   const WeightView& w = params.weight;
   for (std::int32_t first = 0; first < params.num_rows; first += kMaxLinearRows) {
-    RowsArgs args;
-    args.matrix[0] = matrix_of(params, first);
-    args.num_matrices = 1;
-    args.m = std::min(kMaxLinearRows, params.num_rows - first);
-    args.cols = static_cast<std::int32_t>(w.cols);
+    const RowsArgs args = product_of(params, first, rows_.data());
     const float* x = params.x + first * params.x_stride;
     cuda_fast::round_rows(x, params.x_stride, args.m, w.cols, w.dtype, rows_.data(), dependent_,
                           stream_.get());
-    args.x = rows_.data();
-    args.x_stride = w.cols;
     cuda_fast::rows_linear(args, w.dtype, dependent_, stream_.get());
   }
   return true;
 }
 
 bool CudaBackend::project_few(const ProjectParams& params) {
-  const LinearParams* const products[] = {&params.q, &params.k, &params.v};
+  if (!project_fits(params)) return false;
   const DType dtype = params.q.weight.dtype;
-  for (const LinearParams* p : products) {
-    if (!fits_few(*p) || p->weight.dtype != dtype || p->accumulate) return false;
-  }
-  if (!norm_fits(params.norm)) return false;
   reserve_rows();
   const RmsNormParams& norm = params.norm;
-  const RopeParams& rope = params.q_rope;
-  const std::int32_t half = rope.head_dim / 2;
-  // Heads that are normed first are rotated afterwards.
-  const bool rotates = params.q_norm.weight == nullptr && params.k_norm.weight == nullptr &&
-                       half % 8 == 0 && rope.cos == params.k_rope.cos &&
-                       rope.sin == params.k_rope.sin && rope.head_dim == params.k_rope.head_dim;
   for (std::int32_t first = 0; first < norm.num_rows; first += kMaxLinearRows) {
-    RowsArgs args = norm_block(norm, first, dtype);
-    for (int i = 0; i < 3; ++i) args.matrix[i] = matrix_of(*products[i], first);
-    if (rotates) args.matrix[0].use = args.matrix[1].use = RowsMatrix::Use::kRotate;
-    args.num_matrices = 3;
-    args.cos = rope.cos + std::int64_t{first} * half;
-    args.sin = rope.sin + std::int64_t{first} * half;
-    args.half = half;
-    cuda_fast::rows_linear(args, dtype, dependent_, stream_.get());
+    norm_block(norm, first, dtype);
+    cuda_fast::rows_linear(inputs_of(params, first, rows_.data()), dtype, dependent_,
+                           stream_.get());
   }
-  if (!rotates) norm_and_rotate(params);
+  if (!rotates(params)) norm_and_rotate(params);
   return true;
 }
 
@@ -144,30 +176,16 @@ void CudaBackend::norm_and_rotate(const ProjectParams& params) {
 }
 
 bool CudaBackend::feed_few(const FeedForwardParams& params) {
-  const DType dtype = params.gate.weight.dtype;
-  for (const LinearParams* p : {&params.gate, &params.up, &params.down}) {
-    if (!fits_few(*p) || p->weight.dtype != dtype) return false;
-  }
   const RmsNormParams& norm = params.norm;
-  if (!norm_fits(norm)) return false;
+  if (!same_dtype({&params.gate, &params.up, &params.down}) || !norm_fits(norm)) return false;
+  const DType dtype = params.gate.weight.dtype;
   reserve_rows();
   for (std::int32_t first = 0; first < norm.num_rows; first += kMaxLinearRows) {
-    RowsArgs args = norm_block(norm, first, dtype);
-    args.matrix[0] = matrix_of(params.gate, first);
-    args.matrix[0].use = RowsMatrix::Use::kGate;
-    args.matrix[0].up = params.up.weight.data;
-    args.matrix[0].up_bias = params.up.bias;
-    args.matrix[0].act = gated_rows_.data();
-    args.num_matrices = 1;
-    cuda_fast::rows_linear(args, dtype, dependent_, stream_.get());
-    RowsArgs down;
-    down.matrix[0] = matrix_of(params.down, first);
-    down.num_matrices = 1;
-    down.m = args.m;
-    down.cols = static_cast<std::int32_t>(params.down.weight.cols);
-    down.x = gated_rows_.data();
-    down.x_stride = down.cols;
-    cuda_fast::rows_linear(down, dtype, dependent_, stream_.get());
+    norm_block(norm, first, dtype);
+    cuda_fast::rows_linear(gate_of(params, first, rows_.data(), gated_rows_.data()), dtype,
+                           dependent_, stream_.get());
+    cuda_fast::rows_linear(product_of(params.down, first, gated_rows_.data()), dtype, dependent_,
+                           stream_.get());
   }
   return true;
 }
@@ -207,6 +225,63 @@ void CudaBackend::do_project(const ProjectParams& params) {
 void CudaBackend::do_feed_forward(const FeedForwardParams& params) {
   if (params.norm.num_rows == 0) return;
   if (!feed_few(params) && !feed_many(params)) Backend::do_feed_forward(params);
+}
+
+bool CudaBackend::advance_together(const AdvanceLayerParams& params) {
+  const FeedForwardParams& feed = params.feed;
+  const LinearParams& out = params.out;
+  if (!same_dtype({&out, &feed.gate, &feed.up, &feed.down}) || !norm_fits(feed.norm) ||
+      !aligned16(out.x) || out.x_stride % 4 != 0) {
+    return false;
+  }
+  reserve_rows();
+  const DType dtype = out.weight.dtype;
+  const ProjectParams* const next = params.next;
+  bool takes_next = next != nullptr && project_fits(*next) && next->q.weight.dtype == dtype;
+  const auto steps_of = [&](std::int32_t first) {
+    void* const x = rows_.data();
+    const auto normed = [&](const RowsArgs& rows, const RmsNormParams& norm) {
+      LayerStep step;
+      step.rows = rows;
+      step.before = LayerStep::Before::kNorm;
+      step.source = norm.x + first * norm.hidden;
+      step.source_stride = norm.hidden;
+      step.norm_weight = norm.weight;
+      step.eps = norm.eps;
+      return step;
+    };
+    LayerArgs args;
+    LayerStep& round = args.step[args.num_steps++];
+    round.rows = product_of(out, first, x);
+    round.before = LayerStep::Before::kRound;
+    round.source = out.x + first * out.x_stride;
+    round.source_stride = out.x_stride;
+    args.step[args.num_steps++] = normed(gate_of(feed, first, x, gated_rows_.data()), feed.norm);
+    args.step[args.num_steps++].rows = product_of(feed.down, first, gated_rows_.data());
+    if (takes_next) args.step[args.num_steps++] = normed(inputs_of(*next, first, x), next->norm);
+    return args;
+  };
+  const LayerArgs all = steps_of(0);
+  for (std::int32_t i = 0; i < all.num_steps; ++i) {
+    if (cuda_fast::layer_step_fits(all.step[i], layer_device_)) continue;
+    if (i < 3) return false;
+    takes_next = false;
+  }
+  if (layer_memory_.size() == 0) {
+    layer_memory_ = DeviceBuffer(memory_, cuda_fast::layer_bytes(layer_device_));
+  }
+  for (std::int32_t first = 0; first < out.num_rows; first += kMaxLinearRows) {
+    cuda_fast::layer_products(steps_of(first), dtype, layer_device_, layer_memory_.data(),
+                              stream_.get());
+  }
+  if (takes_next && !rotates(*next)) norm_and_rotate(*next);
+  if (next != nullptr && !takes_next) do_project(*next);
+  return true;
+}
+
+void CudaBackend::do_advance_layer(const AdvanceLayerParams& params) {
+  if (params.out.num_rows == 0) return;
+  if (!advance_together(params)) Backend::do_advance_layer(params);
 }
 
 void CudaBackend::do_embed(const EmbedParams& params) { base::embed(params, stream_.get()); }

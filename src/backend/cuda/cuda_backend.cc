@@ -89,6 +89,8 @@ CudaBackend::CudaBackend(int device)
   require(properties.major >= 8, "backend", "compute capability of cuda:", device, ", got ",
           properties.major, ".", properties.minor, ", accepted 8.0 or later");
   dependent_ = properties.major >= 9;
+  layer_device_ = {properties.multiProcessorCount,
+                   static_cast<std::int32_t>(properties.sharedMemPerBlockOptin)};
   description_ = cat("cuda:", device, " (", properties.name, ", sm_", properties.major,
                      properties.minor, ", ", properties.totalGlobalMem >> 30, " GiB)");
 }

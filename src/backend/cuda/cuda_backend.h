@@ -7,6 +7,7 @@
 
 #include "backend/cuda/cublas_linear.h"
 #include "backend/cuda/cuda_memory.h"
+#include "backend/cuda/fast/layer_products.h"
 #include "backend/cuda/fast/rows_linear.h"
 #include "ops/backend.h"
 
@@ -76,6 +77,7 @@ class CudaBackend final : public Backend {
   void do_sample_rows(const SampleRowsParams& params) override;
   void do_project(const ProjectParams& params) override;
   void do_feed_forward(const FeedForwardParams& params) override;
+  void do_advance_layer(const AdvanceLayerParams& params) override;
   void do_count_tail(const CountTailParams& params, Workspace workspace) override;
 
   // Products of few rows, and of many with x rounded once; false, with nothing done, where the
@@ -85,9 +87,9 @@ class CudaBackend final : public Backend {
   [[nodiscard]] bool project_many(const ProjectParams& params);
   [[nodiscard]] bool feed_few(const FeedForwardParams& params);
   [[nodiscard]] bool feed_many(const FeedForwardParams& params);
+  [[nodiscard]] bool advance_together(const AdvanceLayerParams& params);
   void norm_and_rotate(const ProjectParams& params);
-  [[nodiscard]] cuda_fast::RowsArgs norm_block(const RmsNormParams& norm, std::int32_t first,
-                                               DType dtype);
+  void norm_block(const RmsNormParams& norm, std::int32_t first, DType dtype);
   void reserve_rows();
 
   int device_;
@@ -98,6 +100,8 @@ class CudaBackend final : public Backend {
   DeviceBuffer rows_;
   DeviceBuffer gated_rows_;
   DeviceBuffer many_rows_;
+  DeviceBuffer layer_memory_;  ///< of layer_products, which one stream's launches share
+  cuda_fast::LayerDevice layer_device_;
   bool dependent_ = false;  ///< launches may overlap, see fast/dependent.cuh
   std::string description_;
 };

@@ -3,6 +3,7 @@
 #include "backend/cuda/cuda_check.h"
 #include "backend/cuda/fast/dependent.cuh"
 #include "backend/cuda/fast/device_ops.cuh"
+#include "backend/cuda/fast/rows_products.cuh"
 #include "backend/cuda/fast/stages.cuh"
 
 // rows_kernel: a block of 4 warps takes 64 rows of a matrix, a warp 16 of them (a tile), and a
@@ -19,79 +20,11 @@ namespace {
 
 constexpr int kThreads = 256;  // of the small ops
 constexpr int kRowThreads = 128;
-constexpr int kTileRows = 16;
 constexpr int kBlockTiles = 4;
-constexpr int kStageColumns = 64;
-constexpr int kPieces = kStageColumns / 8;
 constexpr int kWeightBytes = kBlockTiles * kTileRows * kStageColumns * 2;
 constexpr int kMostShares = 8;
 constexpr int kBlocksWanted = 256;
 constexpr int kLeastStages = 6;  // of a block
-constexpr float kF16Largest = 65504.0F;
-
-template <typename E>
-__device__ __forceinline__ std::uint32_t round_pair(float lo, float hi) {
-  if constexpr (sizeof(E) == 2 && !std::is_same_v<E, Bf16>) {
-    lo = lo > kF16Largest ? kF16Largest : lo < -kF16Largest ? -kF16Largest : lo;
-    hi = hi > kF16Largest ? kF16Largest : hi < -kF16Largest ? -kF16Largest : hi;
-  }
-  return pack_pair<E>(lo, hi);
-}
-
-template <typename E>
-__device__ __forceinline__ void finish(const RowsArgs& args, const RowsMatrix& matrix, int n, int a,
-                                       int b, float va, float vb) {
-  const bool has_a = a < matrix.rows;
-  if (matrix.bias != nullptr && has_a) va += matrix.bias[a];
-  if (matrix.use == RowsMatrix::Use::kGate) {
-    if (!has_a) return;
-    if (matrix.up_bias != nullptr) vb += matrix.up_bias[a];
-    const float value = va / (1.0F + expf(-va)) * vb;
-    const std::uint32_t pair = round_pair<E>(value, 0.0F);
-    static_cast<std::uint16_t*>(matrix.act)[std::int64_t{n} * matrix.rows + a] =
-        static_cast<std::uint16_t>(pair);
-    return;
-  }
-  const bool has_b = b < matrix.rows;
-  if (matrix.bias != nullptr && has_b) vb += matrix.bias[b];
-  if (matrix.use == RowsMatrix::Use::kRotate) {
-    const int d = a % (2 * args.half);
-    const float c = args.cos[n * args.half + d];
-    const float s = args.sin[n * args.half + d];
-    const float turned = va * c - vb * s;
-    vb = vb * c + va * s;
-    va = turned;
-  }
-  float* y = matrix.y + n * matrix.y_stride;
-  if (matrix.accumulate) {
-    if (has_a) va += y[a];
-    if (has_b) vb += y[b];
-  }
-  if (has_a) y[a] = va;
-  if (has_b) y[b] = vb;
-}
-
-/// Where a tile's rows come from.
-struct Tile {
-  const RowsMatrix* matrix;
-  int a;  ///< first of rows 0 to 7
-  int b;  ///< first of rows 8 to 15
-};
-
-__device__ __forceinline__ Tile tile_of(const RowsArgs& args, int number) {
-  const int which = args.num_matrices > 2 && number >= args.first_tile[2]   ? 2
-                    : args.num_matrices > 1 && number >= args.first_tile[1] ? 1
-                                                                            : 0;
-  const RowsMatrix& matrix = args.matrix[which];
-  const int tile = number - args.first_tile[which];
-  if (matrix.use == RowsMatrix::Use::kGate) return {&matrix, 8 * tile, 8 * tile};
-  if (matrix.use == RowsMatrix::Use::kRotate) {
-    const int tiles = args.half / 8;
-    const int a = tile / tiles * 2 * args.half + tile % tiles * 8;
-    return {&matrix, a, a + args.half};
-  }
-  return {&matrix, 16 * tile, 16 * tile + 8};
-}
 
 /// A number in block `rank`'s shared memory.
 template <int kShares>
@@ -168,8 +101,6 @@ __global__ void __launch_bounds__(kRowThreads, 4)
     commit_copies();
   }
   float sum[kColumns][4] = {};
-  const int matrix = lane / 8;
-  const int matrix_row = lane % 8;
 #pragma unroll 1
   for (int stage = 0; stage < count; ++stage) {
     wait_copies<kStages - 2>();
@@ -178,25 +109,7 @@ __global__ void __launch_bounds__(kRowThreads, 4)
     copy_x(stage + kStages - 1);
     commit_copies();
     const std::uint32_t weights = base + stage % kStages * Layout::kBytes;
-    const std::uint32_t x_at = weights + kWeightBytes;
-#pragma unroll
-    for (int step = 0; step < kStageColumns / 16; step += 2) {
-      std::uint32_t a[2][4];
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        load_matrices(a[s],
-                      weights + piece_at<kPieces>(kTileRows * warp + 8 * (matrix % 2) + matrix_row,
-                                                  2 * (step + s) + matrix / 2));
-      }
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        // Both steps of eight rows of x.
-        std::uint32_t b[4];
-        load_matrices(b, x_at + piece_at<kPieces>(8 * j + matrix_row, 2 * step + matrix));
-        mma_16<E>(sum[j], a[0][0], a[0][1], a[0][2], a[0][3], b[0], b[1]);
-        mma_16<E>(sum[j], a[1][0], a[1][1], a[1][2], a[1][3], b[2], b[3]);
-      }
-    }
+    multiply_stage<E, kColumns>(sum, weights, weights + kWeightBytes, warp, lane);
   }
   const int g = lane / 4;
   const int t = lane % 4;
@@ -360,14 +273,19 @@ unsigned grid_of(std::int64_t items) {
 
 }  // namespace
 
-void rows_linear(const RowsArgs& args, DType dtype, bool clusters, cudaStream_t stream) {
-  RowsArgs launch = args;
+void number_tiles(RowsArgs& args) {
+  args.num_tiles = 0;
   for (int i = 0; i < args.num_matrices; ++i) {
     const RowsMatrix& matrix = args.matrix[i];
-    launch.first_tile[i] = launch.num_tiles;
+    args.first_tile[i] = args.num_tiles;
     const int per_tile = matrix.use == RowsMatrix::Use::kGate ? 8 : 16;
-    launch.num_tiles += (matrix.rows + per_tile - 1) / per_tile;
+    args.num_tiles += (matrix.rows + per_tile - 1) / per_tile;
   }
+}
+
+void rows_linear(const RowsArgs& args, DType dtype, bool clusters, cudaStream_t stream) {
+  RowsArgs launch = args;
+  number_tiles(launch);
   TWILIGHT_CUDA(dtype == DType::kBf16 ? launch_rows<Bf16>(launch, clusters, stream)
                                       : launch_rows<Half>(launch, clusters, stream));
 }

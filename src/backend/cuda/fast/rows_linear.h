@@ -49,6 +49,9 @@ struct RowsArgs {
   std::int32_t num_tiles = 0;
 };
 
+/// Counts the tiles of 16 rows of args' matrices, 8 of `w` and 8 of `up` with a gate.
+void number_tiles(RowsArgs& args);
+
 /// A row's result depends on nothing but its x and the matrix: the same bits in any batch.
 /// `clusters`: whether the device has them (sm_90).
 void rows_linear(const RowsArgs& args, DType dtype, bool clusters, cudaStream_t stream);
