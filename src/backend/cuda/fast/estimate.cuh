@@ -77,10 +77,11 @@ __device__ __forceinline__ void store_weights(const Step<C>& step, float* sums, 
   }
 }
 
-template <class C>
+/// `centres` gives the centre products of tokens g and g + 8, less norm, for a head set (2 bits).
+template <class C, typename Centres>
 __device__ __forceinline__ void estimate_page(const Step<C>& step, const EstimateRecord<C>& record,
                                               const QueryCodes<C>& q, EstimateHeads<C>& heads,
-                                              int i) {
+                                              int i, const Centres& centres) {
 #pragma unroll
   for (int set = 0; set < C::kLaneHeads; ++set) {
     const int head = step.t() + 4 * set;
@@ -128,22 +129,25 @@ __device__ __forceinline__ void estimate_page(const Step<C>& step, const Estimat
              (second.y * heads.offset[set] - heads.norm[set]);
     } else {
       const float2 scale = f16_pair(record.scales.x);
-      // Of two means tokens g + 8 have the second; of four, tokens g have mean g / 4, tokens g + 8
-      // mean 2 + g / 4.
-      const float* centres =
-          step.page_values() + i * C::kMeans * C::kHeads + (head < C::kHeads ? head : 0);
-      if constexpr (C::kMeans == 4) centres += step.g() / 4 * C::kHeads;
-      const float centre = centres[0];
-      const float second = C::kMeans > 1 ? centres[C::kMeans / 2 * C::kHeads] : centre;
+      const float2 centre = centres(set);
       const float unit = heads.unit[set];
       // 4 x + 1.5 * 2^23 over 4 lacks three quarters of 1.5 * 2^23.
-      e[0] = fmaf(scale.x, fmaf(unit, product[0], -heads.offset[set]), centre);
+      e[0] = fmaf(scale.x, fmaf(unit, product[0], -heads.offset[set]), centre.x);
       e[1] = fmaf(scale.y, fmaf(0.25F * unit, product[1], 9437184.0F * unit - heads.offset[set]),
-                  second);
+                  centre.y);
     }
     heads.largest[set] = fmaxf(heads.largest[set], fmaxf(e[0], e[1]));
     store_weights(step, heads.sums, i, head, exp2_fast(e[0]), exp2_fast(e[1]));
   }
+}
+
+/// Centre products that the score phase left of owned page i. Of two means tokens g + 8 have the
+/// second.
+template <class C>
+__device__ __forceinline__ float2 kept_centres(const Step<C>& step, int i, int set) {
+  const int head = step.t() + 4 * set;
+  const float* at = step.page_values() + i * C::kMeans * C::kHeads + (head < C::kHeads ? head : 0);
+  return make_float2(at[0], at[C::kMeans > 1 ? C::kHeads : 0]);
 }
 
 /// Exact weights of the open page, owned page i, by one warp.
@@ -210,25 +214,37 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
   constexpr int kW = C::kWarps;
   int i = step.warp();
   if (i < count) {
-    if constexpr (C::kCentresAgain) centre_products(step, q);
     const int end = count - 1;
     EstimateRecord<C> a[2];
     EstimateRecord<C> b[2];
+    std::conditional_t<C::kCentresAgain, CentreProducts<C>, int> again;
+    const auto estimate = [&](const EstimateRecord<C>& record, int k) {
+      estimate_page(step, record, q, heads, i + k * kW, [&](int set) {
+        if constexpr (C::kCentresAgain) {
+          return again.of(step, set, k);
+        } else {
+          return kept_centres(step, i + k * kW, set);
+        }
+      });
+    };
+    if constexpr (C::kCentresAgain) again.load(step, i);
     a[0].load(step, codes_at, scales_at, i);
     a[1].load(step, codes_at, scales_at, min(i + kW, end));
     b[0].load(step, codes_at, scales_at, min(i + 2 * kW, end));
     b[1].load(step, codes_at, scales_at, min(i + 3 * kW, end));
     while (true) {
-      estimate_page(step, a[0], q, heads, i);
-      if (i + kW < count) estimate_page(step, a[1], q, heads, i + kW);
+      if constexpr (C::kCentresAgain) again.multiply(step, q);
+      estimate(a[0], 0);
+      if (i + kW < count) estimate(a[1], 1);
       if (i + 2 * kW >= count) break;
       a[0].load(step, codes_at, scales_at, min(i + 4 * kW, end));
       a[1].load(step, codes_at, scales_at, min(i + 5 * kW, end));
-      estimate_page(step, b[0], q, heads, i + 2 * kW);
-      if (i + 3 * kW < count) estimate_page(step, b[1], q, heads, i + 3 * kW);
+      estimate(b[0], 2);
+      if (i + 3 * kW < count) estimate(b[1], 3);
       if (i + 4 * kW >= count) break;
       b[0].load(step, codes_at, scales_at, min(i + 6 * kW, end));
       b[1].load(step, codes_at, scales_at, min(i + 7 * kW, end));
+      if constexpr (C::kCentresAgain) again.load(step, i + 4 * kW);
       i += 4 * kW;
     }
   }

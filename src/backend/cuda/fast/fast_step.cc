@@ -80,8 +80,9 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, in
   region = std::max(region, at);
 
   at = region;
+  const int kept_centres = means == 4 ? 1 : means;
   take(out.candidates,
-       out.max_candidates * 4 + out.owned * (4 + std::int64_t{heads} * means * 4 + 2));
+       out.max_candidates * 4 + out.owned * (4 + std::int64_t{heads} * kept_centres * 4 + 2));
   at = std::max(at, ring_end);
   at = (at + 127) / 128 * 128;
   take(out.fixed, fixed_bytes(paper, dim, heads, shape.threads, cluster));
@@ -146,7 +147,7 @@ Plan plan_of(const SparseStepParams& params, int device, const StepOptions& opti
     if (best.shape.threads == 0) best = {shape, smem};
     // Small blocks pay where enough of them fill a multiprocessor's threads and leave it L1: 64 x
     // 32k tokens with N / 4 candidates take 259 us in one block of 1024, 292 us in two of 512 that
-    // leave 28 KB.
+    // leave 28 KB (two means); 278 and 233 us where two of 512 leave 50 KB (four).
     const bool fills =
         std::int64_t{smem.bytes + 1024} * (1024 / shape.threads) <= limits.sm_bytes - kLeastL1Bytes;
     if (shape.cluster > 1 || fills || shape.threads == 1024 || problems <= limits.sms) {

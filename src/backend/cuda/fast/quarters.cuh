@@ -11,7 +11,7 @@
 /// 256 bytes are read in one piece. A page's log2 mass is l = log2(4 sum 2^a_i) + v. Only masses
 /// are kept of all pages (16 bits a head, see score.cuh): four centre products would take 32 KB of
 /// shared memory per 1,024 pages and four heads. Candidates' products are made again from their
-/// summaries, by the warp that estimates the page.
+/// summaries, by the warp that estimates the page, four pages at a time.
 namespace twilight::cuda_fast {
 
 /// Means of four pages: row g is mean g % 4 of one page, row g + 8 of another.
@@ -216,45 +216,40 @@ __device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& firs
   wait_copies<0>();
 }
 
-/// Centre products of the pages that this warp estimates, less norm, into page_values.
+/// Centre products, less norm, of the four candidates i, i + kWarps, ... that a warp estimates
+/// together: lane (g, t) makes those of mean g % 4 of two of them.
 template <class C>
-__device__ __forceinline__ void centre_products(const Step<C>& step, const QueryCodes<C>& q) {
-  const int count = step.owned_sealed();
-  const int pair = 2 * (step.g() / 4);
-  constexpr int kW = C::kWarps;
-  const auto load = [&](MeanRows<C>& rows, int i) {
-    const int page0 = min(i + kW * pair, count - 1);
-    const int page1 = min(i + kW * (pair + 1), count - 1);
-    rows.load(step, step.physical()[page0], step.physical()[page1]);
-  };
+struct CentreProducts {
   MeanRows<C> rows;
-  load(rows, step.warp());
-#pragma unroll 1
-  for (int i = step.warp(); i < count; i += 4 * kW) {
-    float sums[C::kLaneHeads][2];
+  float value[C::kLaneHeads][2];
+
+  __device__ __forceinline__ void load(const Step<C>& step, int i) {
+    const int end = step.owned_sealed() - 1;
+    const int first = i + C::kWarps * (2 * (step.g() / 4));
+    rows.load(step, step.physical()[min(first, end)], step.physical()[min(first + C::kWarps, end)]);
+  }
+  __device__ __forceinline__ void multiply(const Step<C>& step, const QueryCodes<C>& q) {
     const float scales[2] = {f16_pair(rows.scales[0]).x, f16_pair(rows.scales[1]).x};
-#pragma unroll
-    for (int set = 0; set < C::kLaneHeads; ++set) {
-      nibble_products<C>(rows.codes[0], rows.codes[1], q, set, sums[set]);
-    }
-    if (i + 4 * kW < count) load(rows, i + 4 * kW);
 #pragma unroll
     for (int set = 0; set < C::kLaneHeads; ++set) {
       const int head = step.t() + 4 * set;
       const float unit = step.s.q_step[head];
       const float offset = 7.5F * step.s.q_sum[head];
-      const float norm = step.s.norm[head];
+      float sums[2];
+      nibble_products<C>(rows.codes[0], rows.codes[1], q, set, sums);
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        const int page = i + kW * (pair + k);
-        if (page >= count || head >= C::kHeads) continue;
-        step.page_values()[(page * C::kMeans + step.g() % 4) * C::kHeads + head] =
-            scales[k] * (unit * sums[set][k] - offset) - norm;
+        value[set][k] = scales[k] * (unit * sums[k] - offset) - step.s.norm[head];
       }
     }
   }
-  __syncwarp();
-}
+  /// Of page i + kWarps k: for the means of tokens g and g + 8.
+  __device__ __forceinline__ float2 of(const Step<C>& step, int set, int k) const {
+    const int from = 16 * (k / 2) + 4 * (step.g() / 4) + step.t();
+    return make_float2(__shfl_sync(kFullMask, value[set][k % 2], from),
+                       __shfl_sync(kFullMask, value[set][k % 2], from + 8));
+  }
+};
 
 }  // namespace twilight::cuda_fast
 

@@ -43,6 +43,7 @@ struct Config {
                                     : 1;
   /// Centre products of candidates come from their summaries again, not from the score phase.
   static constexpr bool kCentresAgain = kMeans == 4;
+  static constexpr int kKeptCentres = kCentresAgain ? 1 : kMeans;  ///< numbers of a page and head
   using Element = Element_;
   /// Heads a lane holds after an int8 product: head t, and head t + 4 of eight.
   static constexpr int kLaneHeads = kHeads_ == 8 ? 2 : 1;
@@ -186,13 +187,14 @@ struct Step {
     return reinterpret_cast<std::int32_t*>(base + args.smem.candidates);
   }
   __device__ std::int32_t* physical() const { return candidate_pages() + args.smem.max_candidates; }
-  /// [owned, means, heads]: centre products; once pruned [owned, heads]: the dropped weights.
+  /// [owned, kKeptCentres, heads]: centre products; once pruned [owned, heads]: the dropped
+  /// weights.
   __device__ float* page_values() const {
     return reinterpret_cast<float*>(physical() + args.smem.owned);
   }
   __device__ std::uint16_t* masks() const {
     return reinterpret_cast<std::uint16_t*>(page_values() +
-                                            args.smem.owned * C::kMeans * C::kHeads);
+                                            args.smem.owned * C::kKeptCentres * C::kHeads);
   }
 
   [[nodiscard]] __device__ int problem() const { return seq() * args.num_kv_heads + kv_head(); }
