@@ -24,8 +24,7 @@ __device__ __forceinline__ CountWindow find_count_window(const std::uint32_t* bi
   constexpr int kPer = kBins / 32;
   constexpr int kFirstBin = 192;
   const auto most_of = [&](int bin) {
-    const float least_weight = __uint_as_float(static_cast<std::uint32_t>(bin + (127 << 5)) << 18);
-    return __fdividef(static_cast<float>(bins[bin]), least_weight);
+    return __fdividef(static_cast<float>(bins[bin]), __uint_as_float(bin_edge(bin)));
   };
   const auto prefix = [](float x) {
 #pragma unroll
@@ -103,9 +102,8 @@ __device__ __noinline__ std::uint32_t near_count_threshold(const Step<C> step,
     if (static_cast<int>(s.found[1]) <= 0) return 0;  // less than a unit: bins are cut off there
   }
   const int bottom = static_cast<int>(s.found[1]);
-  const auto edge = [](int bin) { return static_cast<std::uint32_t>(bin + (127 << 5)) << 18; };
-  const std::uint32_t lower = edge(bottom);
-  const std::uint32_t upper = edge(static_cast<int>(s.found[0]) + 1);
+  const std::uint32_t lower = bin_edge(bottom);
+  const std::uint32_t upper = bin_edge(static_cast<int>(s.found[0]) + 1);
   std::uint32_t higher = 0;
   for_tokens(step, [&](const float(&w)[C::kHeads]) {
     const std::uint32_t bits = __float_as_uint(mixed_weight<C>(w, factor));
@@ -183,7 +181,7 @@ template <class C>
 __device__ __noinline__ std::uint32_t refine_threshold(const Step<C> step, const Factors<C> factor,
                                                        int bin, std::uint32_t above,
                                                        std::uint32_t target) {
-  std::uint32_t prefix = static_cast<std::uint32_t>(bin + (127 << 5));
+  std::uint32_t prefix = bin_edge(bin) >> kBinShift;
 #pragma unroll 1
   for (int level = 0; level < 2; ++level) {
     const int shift = 9 - 9 * level;

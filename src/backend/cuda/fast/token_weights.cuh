@@ -24,8 +24,17 @@ __device__ __forceinline__ float mixed_weight(const float (&w)[C::kHeads],
   return u;
 }
 
+// Bins of a mass histogram are the leading 14 bits of a weight, 32 an octave, from 1 on.
+inline constexpr int kBinShift = 18;
+inline constexpr int kFirstBinBits = 127 << 5;
+
 __device__ __forceinline__ int mass_bin(float u) {
-  return min(max((static_cast<int>(__float_as_uint(u)) >> 18) - (127 << 5), 0), kBins - 1);
+  return min(max((static_cast<int>(__float_as_uint(u)) >> kBinShift) - kFirstBinBits, 0),
+             kBins - 1);
+}
+/// Bits of the least weight in a bin above 0.
+__device__ __forceinline__ std::uint32_t bin_edge(int bin) {
+  return static_cast<std::uint32_t>(bin + kFirstBinBits) << kBinShift;
 }
 
 /// Rows that are pruned at once: each head, or their mean.

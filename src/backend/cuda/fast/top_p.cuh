@@ -102,14 +102,14 @@ __device__ void top_p_thresholds(const Step<C>& step, const Factors<C>& factor) 
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int bin = r < rows ? s.row_bin[r] : 0;
-    lower_bits[r] = bin > 0 ? static_cast<std::uint32_t>(bin + (127 << 5)) << 18 : 0xffffffffU;
+    lower_bits[r] = bin > 0 ? bin_edge(bin) : 0xffffffffU;
   }
   for_tokens(step, [&](const float(&w)[C::kHeads]) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const std::uint32_t bits = __float_as_uint(row_weight<C>(w, factor, r));
       if (bits < lower_bits[r]) continue;
-      if (bits >= lower_bits[r] + (1U << 18)) {
+      if (bits >= lower_bits[r] + (1U << kBinShift)) {
         ++higher[r];
         continue;
       }
