@@ -13,7 +13,7 @@ ALLOWED = {
     "apps/twilight/chart.cc": "draws charts of block characters",
     "apps/twilight/cmd_inspect.cc": "quotes of its report",
     "apps/twilight/inspect_page.cc": "quotes of its page",
-    "apps/twilight/inspect_picture.cc": "separators of its picture",
+    "apps/twilight/inspect_panels.cc": "separators of its picture",
     "apps/twilight/markup.cc": "shows white space and cut words",
     "apps/twilight/progress.cc": "draws a bar of block characters",
     "scripts/golden/make_tokenizer_goldens.py": "texts of many scripts",
