@@ -185,15 +185,5 @@ int run(int samples) {
 }  // namespace twilight::cuda
 
 int main(int argc, char** argv) {
-  const int samples = argc > 1 ? std::atoi(argv[1]) : 21;
-  if (samples < 1) {
-    std::fprintf(stderr, "error: number of samples, got %s, accepted 1 or more\n", argv[1]);
-    return 2;
-  }
-  try {
-    return twilight::cuda::run(samples);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "error: %s\n", e.what());
-    return 1;
-  }
+  return twilight::cuda::run_benchmark(argc, argv, 21, twilight::cuda::run);
 }

@@ -115,10 +115,5 @@ int run(int samples) {
 }  // namespace twilight::cuda
 
 int main(int argc, char** argv) {
-  try {
-    return twilight::cuda::run(argc > 1 ? std::atoi(argv[1]) : 15);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  return twilight::cuda::run_benchmark(argc, argv, 15, twilight::cuda::run);
 }

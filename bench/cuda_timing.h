@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
 #include <functional>
 #include <vector>
 
@@ -39,6 +42,21 @@ inline LaunchTimes time_launches(cudaStream_t stream, int samples,
   TWILIGHT_CUDA(cudaEventDestroy(end));
   std::sort(times.begin(), times.end());
   return {times[times.size() / 2], times.front(), times.back()};
+}
+
+/// The `main` of a benchmark whose argument is the number of samples.
+inline int run_benchmark(int argc, char** argv, int samples, int (*run)(int samples)) {
+  if (argc > 1) samples = std::atoi(argv[1]);
+  if (samples < 1) {
+    std::fprintf(stderr, "error: number of samples, got %s, accepted 1 or more\n", argv[1]);
+    return 2;
+  }
+  try {
+    return run(samples);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+    return 1;
+  }
 }
 
 }  // namespace twilight::cuda

@@ -80,9 +80,8 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, in
   region = std::max(region, at);
 
   at = region;
-  const int kept_centres = means == 4 ? 1 : means;
-  take(out.candidates,
-       out.max_candidates * 4 + out.owned * (4 + std::int64_t{heads} * kept_centres * 4 + 2));
+  take(out.candidates, out.max_candidates * 4 +
+                           out.owned * (4 + std::int64_t{heads} * kept_centres(means) * 4 + 2));
   at = std::max(at, ring_end);
   at = (at + 127) / 128 * 128;
   take(out.fixed, fixed_bytes(paper, dim, heads, shape.threads, cluster));

@@ -3,35 +3,23 @@
 
 #include <cstdint>
 
-/// Barriers in shared memory that copies and warps arrive at, and events in global memory that
-/// blocks of a launch wait for.
+/// Stages of a ring in shared memory, and events in global memory that blocks of a launch wait for.
 namespace twilight::cuda_fast {
 
-__device__ __forceinline__ void init_barrier(std::uint32_t at, std::uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void arrive(std::uint32_t at) {
-  [[maybe_unused]] std::uint64_t state;
-  asm volatile("mbarrier.arrive.shared.b64 %0, [%1];" : "=l"(state) : "r"(at) : "memory");
-}
-/// Arrives once the asynchronous copies of this thread are there.
-__device__ __forceinline__ void arrive_with_copies(std::uint32_t at) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory");
-}
 /// Until the phase of that parity has ended.
 __device__ __forceinline__ void wait_barrier(std::uint32_t at, std::uint32_t parity) {
   std::uint32_t ended = 0;
   while (ended == 0) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(ended)
         : "r"(at), "r"(parity)
         : "memory");
 #else
     asm volatile(
-        "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+        "{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(ended)
         : "r"(at), "r"(parity)

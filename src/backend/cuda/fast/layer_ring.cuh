@@ -1,6 +1,7 @@
 #ifndef TWILIGHT_BACKEND_CUDA_FAST_LAYER_RING_CUH_
 #define TWILIGHT_BACKEND_CUDA_FAST_LAYER_RING_CUH_
 
+#include "backend/cuda/fast/barrier.cuh"
 #include "backend/cuda/fast/device_ops.cuh"
 #include "backend/cuda/fast/grid_ring.cuh"
 #include "backend/cuda/fast/layer_products.h"
@@ -91,12 +92,7 @@ __device__ __forceinline__ void copy_weights(const LayerArgs& args, const Ring& 
       const std::uint8_t* from[kBandTiles];
 #pragma unroll
       for (int i = 0; i < kBandTiles; ++i) {
-        const Tile tile = tile_of(rows, min(first + i, rows.num_tiles - 1));
-        const RowsMatrix& m = *tile.matrix;
-        const bool partner = row >= 8;
-        const void* w = partner && m.use == RowsMatrix::Use::kGate ? m.up : m.w;
-        const int r = min((partner ? tile.b - 8 : tile.a) + row, m.rows - 1);
-        from[i] = static_cast<const std::uint8_t*>(w) + 2 * (std::int64_t{r} * rows.cols);
+        from[i] = weight_row(rows, first + i, row);
       }
       int column = (at - band * step.stages) * kStageColumns + 8 * piece;
       const int stop = min(end, (band + 1) * step.stages);
@@ -118,7 +114,7 @@ __device__ __forceinline__ void copy_weights(const LayerArgs& args, const Ring& 
           }
         }
         commit_copies();
-        arrive_with_copies(ring.full(place.stage));
+        arrive_after_copies(ring.full(place.stage));
         place.advance(ring.stages);
         column += kStageColumns;
       }
@@ -173,7 +169,7 @@ __device__ __forceinline__ void copy_x(const LayerArgs& args, const Ring& ring, 
         copy_async(to + piece_at<kPieces>(row, piece), inside ? from : x, inside);
         from += more_rows;
       }
-      arrive_with_copies(ring.full(place.stage));
+      arrive_after_copies(ring.full(place.stage));
 #pragma unroll
       for (int i = 0; i < kXWarps; ++i) place.advance(ring.stages);
       stage += kXWarps;

@@ -63,12 +63,7 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   const std::uint8_t* rows[kBlockTiles];
 #pragma unroll
   for (int i = 0; i < kBlockTiles; ++i) {
-    const Tile tile = tile_of(args, min(first + i, args.num_tiles - 1));
-    const RowsMatrix& m = *tile.matrix;
-    const bool partner = copy_row >= 8;
-    const void* w = partner && m.use == RowsMatrix::Use::kGate ? m.up : m.w;
-    const int row = min((partner ? tile.b - 8 : tile.a) + copy_row, m.rows - 1);
-    rows[i] = static_cast<const std::uint8_t*>(w) + 2 * (std::int64_t{row} * args.cols);
+    rows[i] = weight_row(args, first + i, copy_row);
   }
   const int all = (args.cols + kStageColumns - 1) / kStageColumns;
   const int begin = all * share / kShares;

@@ -83,6 +83,17 @@ __device__ __forceinline__ Tile tile_of(const RowsArgs& args, int number) {
   return {&matrix, 16 * tile, 16 * tile + 8};
 }
 
+/// Where row `row` of a tile lies; the last tile's, and its matrix's last row, beyond the end.
+__device__ __forceinline__ const std::uint8_t* weight_row(const RowsArgs& args, int number,
+                                                          int row) {
+  const Tile tile = tile_of(args, min(number, args.num_tiles - 1));
+  const RowsMatrix& m = *tile.matrix;
+  const bool partner = row >= 8;
+  const void* w = partner && m.use == RowsMatrix::Use::kGate ? m.up : m.w;
+  const int r = min((partner ? tile.b - 8 : tile.a) + row, m.rows - 1);
+  return static_cast<const std::uint8_t*>(w) + 2 * (std::int64_t{r} * args.cols);
+}
+
 /// Adds a stage's products to the sums of tile `tile`: its weights [tiles, 16, 64] and 8 kColumns
 /// rows of x lie in shared memory. Sum k of a lane 4 g + t is row g + 8 (k / 2) with row
 /// 8 j + 2 t + k % 2 of x.

@@ -95,6 +95,10 @@ inline constexpr int kRingParts = 3;
 /// Bytes of a warp's ring: parts, and the scales of two tiles of 16 pages.
 constexpr int ring_bytes(int dim) { return kRingParts * 8 * dim + 2 * 16 * 16; }
 
+/// Centre products of a candidate page and head that are kept in shared memory, of a format with
+/// `means`; four are made again where they are used, and the one number is for the dropped weights.
+constexpr int kept_centres(int means) { return means == 4 ? 1 : means; }
+
 }  // namespace twilight::cuda_fast
 
 #endif  // TWILIGHT_BACKEND_CUDA_FAST_STEP_ARGS_H_

@@ -43,7 +43,7 @@ struct Config {
                                     : 1;
   /// Centre products of candidates come from their summaries again, not from the score phase.
   static constexpr bool kCentresAgain = kMeans == 4;
-  static constexpr int kKeptCentres = kCentresAgain ? 1 : kMeans;  ///< numbers of a page and head
+  static constexpr int kKeptCentres = kept_centres(kMeans);
   using Element = Element_;
   /// Heads a lane holds after an int8 product: head t, and head t + 4 of eight.
   static constexpr int kLaneHeads = kHeads_ == 8 ? 2 : 1;

@@ -5,9 +5,10 @@
 
 #include <cuda.h>
 
+#include "backend/cuda/fast/barrier.cuh"
 #include "backend/cuda/fast/device_ops.cuh"
 
-/// sm_90a: products of a group of four warps that run beside it, and barriers in shared memory.
+/// sm_90a: products of a group of four warps that run beside it, and copies by the copy unit.
 ///
 /// Operands in shared memory are tiles of 64 16-bit elements (128 bytes) a row whose 16-byte pieces
 /// are exchanged by the row's low three bits, on 1024-byte boundaries. Accumulator 4 j + c of a
@@ -123,13 +124,6 @@ __device__ __forceinline__ void show_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/// Barrier at an address: `count` arrivals end a phase.
-__device__ __forceinline__ void init_barrier(std::uint32_t at, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-__device__ __forceinline__ void arrive(std::uint32_t at) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-}
 /// Arrives, and holds the phase open until `bytes` more have been copied.
 __device__ __forceinline__ void arrive_expecting(std::uint32_t at, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
@@ -143,10 +137,6 @@ __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& ma
       "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
       "l"(&map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier)
       : "memory");
-}
-/// Arrives once this thread's copies so far have. Who waits calls show_to_products before products.
-__device__ __forceinline__ void arrive_after_copies(std::uint32_t at) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at) : "memory");
 }
 /// Waits for the end of a phase of this parity.
 __device__ __forceinline__ void wait_phase(std::uint32_t at, std::uint32_t parity) {
