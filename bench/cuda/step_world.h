@@ -137,7 +137,10 @@ class World {
     pool(index_.value_means, index_.value_page_stride, index_.value_head_stride,
          format_.value_bits == 0 ? 0 : nibble_bytes(kDim));
     pool(index_.params, index_.params_page_stride, index_.params_head_stride,
-         format_.has_params() ? 16 : 0);
+         format_.has_params() ? sizeof(PageParams) : 0);
+    // As KvStorage lays them out.
+    index_.params_page_stride *= kv_heads_;
+    index_.params_head_stride = sizeof(PageParams);
     q_ = device_array<float>(static_cast<std::size_t>(seqs_) * kQueryHeads * kDim);
     q16_ = device_array<std::byte>(static_cast<std::size_t>(seqs_) * kQueryHeads * kDim * 2);
     out_ = device_array<float>(static_cast<std::size_t>(seqs_) * kQueryHeads * kDim);

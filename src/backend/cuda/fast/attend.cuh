@@ -29,12 +29,12 @@ __device__ void score_rows(const Step<C>& step, int first, int count) {
   const auto load = [&](int tile, uint4(&x)[kChunks]) {
     const std::uint32_t row = step.rows()[first + min(8 * tile + step.g(), count - 1)];
     const std::uint8_t* at =
-        row_address(step, step.args.k, step.args.k_token_stride, row) + 16 * step.t();
+        row_address(step, kKeys, step.args.k_token_stride, row) + 16 * step.t();
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) x[i] = load_stream16(at + 64 * i);
     // The values come next.
     if (step.t() < C::kDim / 64) {
-      prefetch_line(row_address(step, step.args.v, step.args.v_token_stride, row) + 128 * step.t());
+      prefetch_line(row_address(step, kValues, step.args.v_token_stride, row) + 128 * step.t());
     }
   };
   const auto finish = [&](int tile, const uint4(&x)[kChunks]) {
@@ -83,8 +83,8 @@ __device__ float add_values(const Step<C>& step, int first, int count, ValueSums
     for (int k = 0; k < 4; ++k) {
       const int token = min(16 * tile + 2 * step.t() + (k & 1) + 8 * (k >> 1), count - 1);
       const std::uint32_t row = step.rows()[first + token];
-      x[k] = load_stream16(row_address(step, step.args.v, step.args.v_token_stride, row) +
-                           128 * half + 16 * step.g());
+      x[k] = load_stream16(row_address(step, kValues, step.args.v_token_stride, row) + 128 * half +
+                           16 * step.g());
     }
   };
   const auto finish = [&](int tile, const uint4(&x)[4]) {
@@ -137,16 +137,23 @@ __device__ float add_tails(const Step<C>& step, ValueSums& sums) {
   float scaled = 0;
 #pragma unroll 1
   for (int tile = step.warp() / C::kHalves; tile < tiles; tile += C::kValueGroups) {
-    std::uint32_t codes[4];
+    const auto number_of = [&](int k) { return 16 * tile + 2 * step.t() + (k & 1) + 8 * (k >> 1); };
+    const auto page_of = [&](int k) { return step.physical()[min(number_of(k), count - 1)]; };
+    const auto code_of = [&](int k) {
+      return load_stream4(step.record(kValueMeans, page_of(k)) + 32 * half + 4 * step.g());
+    };
+    // Four words, since the compiler stores an array of them as well.
+    const std::uint32_t code0 = code_of(0);
+    const std::uint32_t code1 = code_of(1);
+    const std::uint32_t code2 = code_of(2);
+    const std::uint32_t code3 = code_of(3);
     float scale[4];
     float mass[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int i = 16 * tile + 2 * step.t() + (k & 1) + 8 * (k >> 1);
-      const int page = step.physical()[min(i, count - 1)];
-      codes[k] = load_stream4(step.record(step.args.value_means, page) + 32 * half + 4 * step.g());
-      scale[k] = __half2float(__ushort_as_half(__ldg(
-          reinterpret_cast<const unsigned short*>(step.record(step.args.params, page) + 10))));
+      const int i = number_of(k);
+      scale[k] = __half2float(__ushort_as_half(
+          __ldg(reinterpret_cast<const unsigned short*>(step.record(kParams, page_of(k)) + 10))));
       mass[k] = i < count ? step.page_values()[i * C::kHeads + head] * gain : 0.0F;
     }
     std::uint32_t m[2];
@@ -160,16 +167,17 @@ __device__ float add_tails(const Step<C>& step, ValueSums& sums) {
     // Halves of a pair of pages' words; nibble n of a half is channel 4 (n & 1) + n / 2, + 2 in the
     // upper half.
     const std::uint32_t pair[2][2] = {
-        {__byte_perm(codes[0], codes[1], 0x5410), __byte_perm(codes[0], codes[1], 0x7632)},
-        {__byte_perm(codes[2], codes[3], 0x5410), __byte_perm(codes[2], codes[3], 0x7632)}};
+        {__byte_perm(code0, code1, 0x5410), __byte_perm(code0, code1, 0x7632)},
+        {__byte_perm(code2, code3, 0x5410), __byte_perm(code2, code3, 0x7632)}};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int upper = i & 1;
       const int shift = 4 * (i >> 1);
-      const auto number = [&](int k, int extra) {
-        return (pair[k][upper] >> (shift + extra) & 0x000f000fU) | 0x43004300U;
-      };
-      mma_16<Bf16>(sums.o[i], number(0, 0), number(0, 8), number(1, 0), number(1, 8), m[0], m[1]);
+      const std::uint32_t first = pair[0][upper] >> shift;
+      const std::uint32_t second = pair[1][upper] >> shift;
+      const auto number = [](std::uint32_t word) { return (word & 0x000f000fU) | 0x43004300U; };
+      mma_16<Bf16>(sums.o[i], number(first), number(first >> 8), number(second),
+                   number(second >> 8), m[0], m[1]);
     }
   }
   scaled += __shfl_xor_sync(kFullMask, scaled, 1);

@@ -97,6 +97,12 @@ __device__ __forceinline__ float2 unpack_pair<Half>(std::uint32_t pair) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }
 
+/// Keeps an address in one pair of registers. Where the compiler sees how it was made it keeps a
+/// base and an offset instead, and adds them for every load.
+__device__ __forceinline__ void whole_address(const std::uint8_t*& at) {
+  asm volatile("" : "+l"(at));
+}
+
 /// Reads of index and cache planes: once, past L1.
 __device__ __forceinline__ uint4 load_stream16(const std::uint8_t* at) {
   uint4 v;
@@ -118,8 +124,8 @@ __device__ __forceinline__ std::uint32_t load_stream4(const std::uint8_t* at) {
   return v;
 }
 __device__ __forceinline__ std::uint32_t load_stream2(const std::uint8_t* at) {
-  std::uint16_t v;
-  asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(at));
+  std::uint32_t v;  // a 16-bit register would have to be widened, which waits for the load
+  asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=r"(v) : "l"(at));
   return v;
 }
 

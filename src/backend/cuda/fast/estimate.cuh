@@ -20,7 +20,7 @@ struct EstimateRecord {
   __device__ __forceinline__ void load(const Step<C>& step, const std::uint8_t* codes_at,
                                        const std::uint8_t* scales_at, int i) {
     const auto offset = static_cast<std::uint64_t>(static_cast<std::uint32_t>(step.physical()[i])) *
-                        step.args.estimates.page_stride;
+                        step.args.planes[kEstimates].page_stride;
     const std::uint8_t* at = codes_at + offset;
     if constexpr (C::kPaper) {
       if constexpr (C::kSteps == 4) {
@@ -162,7 +162,7 @@ __device__ void estimate_open_page(const Step<C>& step, int i, EstimateHeads<C>&
   float largest = -INFINITY;
   for (int half = 0; half < 2; ++half) {
     const int slot = min(8 * half + step.g(), tokens - 1);
-    const std::uint8_t* row = step.record(args.k, step.physical()[i]) +
+    const std::uint8_t* row = step.record(kKeys, step.physical()[i]) +
                               static_cast<std::int64_t>(slot) * args.k_token_stride + 16 * step.t();
     uint4 x[C::kDim / 32];
 #pragma unroll
@@ -205,8 +205,7 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
   QueryCodes<C> q;
   q.load(step);
   heads.load(step);
-  const std::uint8_t* codes_at =
-      step.args.estimates.data + step.kv_head() * step.args.estimates.head_stride;
+  const std::uint8_t* codes_at = step.s.planes[kEstimates];
   const std::uint8_t* scales_at =
       codes_at + (C::kPaper ? 256 * C::kSteps + 8 * step.g() : 128 * C::kSteps + 4 * step.g());
   codes_at += C::kPaper ? 16 * step.lane() : 4 * C::kSteps * step.lane();
@@ -239,12 +238,12 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
       if (i + 2 * kW >= count) break;
       a[0].load(step, codes_at, scales_at, min(i + 4 * kW, end));
       a[1].load(step, codes_at, scales_at, min(i + 5 * kW, end));
+      if constexpr (C::kCentresAgain) again.load(step, i + 4 * kW);
       estimate(b[0], 2);
       if (i + 3 * kW < count) estimate(b[1], 3);
       if (i + 4 * kW >= count) break;
       b[0].load(step, codes_at, scales_at, min(i + 6 * kW, end));
       b[1].load(step, codes_at, scales_at, min(i + 7 * kW, end));
-      if constexpr (C::kCentresAgain) again.load(step, i + 4 * kW);
       i += 4 * kW;
     }
   }

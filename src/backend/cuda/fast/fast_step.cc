@@ -29,6 +29,9 @@ int means_of(const SparseStepParams& params) {
   return num_centroids(params.prune.estimate.index.format.summary);
 }
 
+/// Shared memory that leaves a lone block enough of L1.
+constexpr std::int64_t kApartBytes = 160 * 1024;
+
 std::int64_t align16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 bool is_paper(const SparseStepParams& params) {
@@ -82,7 +85,13 @@ SmemLayout layout_of(std::int64_t pages, std::int64_t candidates, bool paper, in
   at = region;
   take(out.candidates, out.max_candidates * 4 +
                            out.owned * (4 + std::int64_t{heads} * kept_centres(means) * 4 + 2));
-  at = std::max(at, ring_end);
+  // Over region B, or past it where other blocks write there and memory is plenty: then no copy and
+  // no write of another block ever meet.
+  if (cluster > 1 && at + (ring_end - out.ring) <= kApartBytes) {
+    take(out.ring, ring_end - out.ring);
+  } else {
+    at = std::max(at, ring_end);
+  }
   at = (at + 127) / 128 * 128;
   take(out.fixed, fixed_bytes(paper, dim, heads, shape.threads, cluster));
   out.bytes = static_cast<std::int32_t>(std::min<std::int64_t>(at, 1 << 30));
@@ -215,12 +224,15 @@ void launch_fast_step(const SparseStepParams& params, const cuda::DeviceSubset& 
   StepArgs args;
   args.q = params.attend.q.data;
   args.q_seq_stride = params.attend.q.seq_stride;
-  args.summaries = plane(index.summaries, index.summary_page_stride, index.summary_head_stride);
-  args.estimates = plane(index.estimates, index.estimate_page_stride, index.estimate_head_stride);
-  args.value_means = plane(index.value_means, index.value_page_stride, index.value_head_stride);
-  args.params = plane(index.params, index.params_page_stride, index.params_head_stride);
-  args.k = plane(kv.k.data, kv.k.page_stride * 2, kv.k.head_stride * 2);
-  args.v = plane(kv.v.data, kv.v.page_stride * 2, kv.v.head_stride * 2);
+  args.planes[kSummaries] =
+      plane(index.summaries, index.summary_page_stride, index.summary_head_stride);
+  args.planes[kEstimates] =
+      plane(index.estimates, index.estimate_page_stride, index.estimate_head_stride);
+  args.planes[kValueMeans] =
+      plane(index.value_means, index.value_page_stride, index.value_head_stride);
+  args.planes[kParams] = plane(index.params, index.params_page_stride, index.params_head_stride);
+  args.planes[kKeys] = plane(kv.k.data, kv.k.page_stride * 2, kv.k.head_stride * 2);
+  args.planes[kValues] = plane(kv.v.data, kv.v.page_stride * 2, kv.v.head_stride * 2);
   args.k_token_stride = static_cast<std::int32_t>(kv.k.token_stride * 2);
   args.v_token_stride = static_cast<std::int32_t>(kv.v.token_stride * 2);
   args.block_table = kv.block_table;

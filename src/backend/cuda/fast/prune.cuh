@@ -68,8 +68,7 @@ __device__ int prune(const Step<C>& step) {
                     });
     }
     if (exists && args.tail && local < step.owned_sealed()) {
-      const Plane& plane = half == 0 ? args.value_means : args.params;
-      prefetch_line(step.record(plane, step.physical()[local]));
+      prefetch_line(step.record(half == 0 ? kValueMeans : kParams, step.physical()[local]));
     }
     mask |= __shfl_xor_sync(kFullMask, mask, 1);
 #pragma unroll

@@ -25,9 +25,9 @@ struct MeanRows {
     const int mean = step.g() % 4;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      codes[k] = load_words<C::kSteps>(step.record(step.args.summaries, pages[k]) +
-                                       mean * (C::kDim / 2) + step.t() * (4 * C::kSteps));
-      scales[k] = load_stream2(step.record(step.args.params, pages[k]) + 2 * mean);
+      codes[k] = load_words<C::kSteps>(step.record(kSummaries, pages[k]) + mean * (C::kDim / 2) +
+                                       step.t() * (4 * C::kSteps));
+      scales[k] = load_stream2(step.record(kParams, pages[k]) + 2 * mean);
     }
   }
 };
@@ -92,38 +92,52 @@ __device__ __forceinline__ void store_tile_mass(const Step<C>& step, int tile, i
   }
 }
 
-/// A warp's copies on their way: parts of a tile, four pages each, in order. A lane reads what it
-/// copied itself, but for the scales of the tile, which lanes 0 to 15 copy with its first part.
-/// In registers parts were not that far ahead: a loop waits for all of its loads at once, so that
-/// every part took a full latency.
+/// A warp's copies on their way: parts of a tile, four pages each, in order. With a tile's first
+/// part go its scales (lanes 0 to 15) and the table entries of the warp's next tile (16 to 31);
+/// what other lanes copied may be read after a __syncwarp. In registers parts were not that far
+/// ahead: a loop waits for all of its loads at once, so that every part took a full latency.
 template <class C>
 struct SummaryRing {
   static constexpr int kLaneBytes = 4 * C::kSteps;
   static constexpr int kPartBytes = 2 * 32 * kLaneBytes;
-  std::uint8_t* memory;  ///< [kRingParts][2][32 lanes], then PageParams [2][16]
+  std::uint8_t* memory;  ///< [kRingParts][2][32 lanes], PageParams [2][kParamSlots], ids [2][16]
+  const std::uint8_t* from;  ///< this lane's codes of page 0
   int slot = 0;
 
   __device__ explicit SummaryRing(const Step<C>& step)
-      : memory(step.ring() + step.warp() * ring_bytes(C::kDim)) {}
+      : memory(step.ring() + step.warp() * ring_bytes(C::kDim)),
+        from(step.record(kSummaries, 0) + (step.g() % 4) * (C::kDim / 2) + step.t() * kLaneBytes) {
+    whole_address(from);
+  }
   /// Where this lane's codes of page k of its two are.
   [[nodiscard]] __device__ std::uint8_t* codes(const Step<C>& step, int k) const {
     return memory + slot * kPartBytes + (32 * k + step.lane()) * kLaneBytes;
   }
+  /// Of the tile's first page. Those of pages 8 to 15 lie one place further: other banks.
   [[nodiscard]] __device__ PageParams* params(int parity) const {
-    return reinterpret_cast<PageParams*>(memory + kRingParts * kPartBytes) + parity * kPage;
+    return reinterpret_cast<PageParams*>(memory + kRingParts * kPartBytes) + parity * kParamSlots;
   }
-  /// Part `part` of the tile whose table entries are `ids` (lane % 16).
-  __device__ __forceinline__ void copy(const Step<C>& step, int ids, int part, int parity) {
-    const int from = 8 * (step.g() / 4) + 2 * part;
+  [[nodiscard]] __device__ std::int32_t* ids(int parity) const {
+    return reinterpret_cast<std::int32_t*>(params(2)) + parity * kPage;
+  }
+  /// Part `part` of a tile; its ids have arrived.
+  __device__ __forceinline__ void copy(const Step<C>& step, int part, int parity) {
+    const auto* const pages =
+        reinterpret_cast<const std::uint32_t*>(ids(parity)) + 8 * (step.g() / 4) + 2 * part;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int page = __shfl_sync(kFullMask, ids, from + k);
-      copy_lane<kLaneBytes>(codes(step, k), step.record(step.args.summaries, page) +
-                                                (step.g() % 4) * (C::kDim / 2) +
-                                                step.t() * kLaneBytes);
+      copy_lane<kLaneBytes>(codes(step, k), from + std::uint64_t{pages[k]} *
+                                                       step.args.planes[kSummaries].page_stride);
     }
-    if (part == 0 && step.lane() < kPage) {
-      copy_lane<16>(params(parity) + step.lane(), step.record(step.args.params, ids));
+  }
+  /// Scales of a tile whose ids have arrived, and the ids of the warp's next tile, the table's
+  /// entries from `next` on. Entries behind the last sealed page stand for nothing: they repeat it.
+  __device__ __forceinline__ void copy_params(const Step<C>& step, int next, int last, int parity) {
+    const int entry = step.lane() % kPage;
+    if (step.lane() < kPage) {
+      copy_lane<16>(params(parity) + entry + entry / 8, step.record(kParams, ids(parity)[entry]));
+    } else {
+      copy_lane<4>(ids(parity ^ 1) + entry, step.table() + min(next + entry, last));
     }
   }
   __device__ __forceinline__ void advance() { slot = slot + 1 == kRingParts ? 0 : slot + 1; }
@@ -136,20 +150,17 @@ __device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& firs
   const int stride = C::kWarps * C::kCluster;
   int tile = step.warp() * C::kCluster + step.rank();
   const int last = step.sealed() - 1;
-  const int entry = step.lane() % kPage;
-  // Entries behind the last sealed page stand for nothing: such lanes repeat that page.
-  const auto known = [&](int at, int id) {
-    return kPage * at + entry <= last ? id : step.table()[last];
-  };
   SummaryRing<C> ring(step);
-  int ids = 0;
-  int next_ids = 0;
   if (tile < tiles) {
-    ids = known(tile, first.pages[0]);
-    next_ids = known(tile + stride, first.next[0]);
+    if (step.lane() < kPage) {
+      ring.ids(0)[step.lane()] =
+          kPage * tile + step.lane() <= last ? first.pages[0] : step.table()[last];
+    }
+    __syncwarp();
 #pragma unroll
     for (int part = 0; part < kRingParts; ++part) {
-      ring.copy(step, ids, part, 0);
+      ring.copy(step, part, 0);
+      if (part == 0) ring.copy_params(step, kPage * (tile + stride), last, 0);
       commit_copies();
       ring.advance();
     }
@@ -175,8 +186,8 @@ __device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& firs
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
       wait_copies<kRingParts - 1>();
-      if (part == 0) __syncwarp();
-      const PageParams* const params = ring.params(parity) + 8 * (step.g() / 4) + 2 * part;
+      if (part < 2) __syncwarp();  // scales and ids are there; ids are read
+      const PageParams* const params = ring.params(parity) + 9 * (step.g() / 4) + 2 * part;
       Words<C::kSteps> codes[2];
       float scales[2];
 #pragma unroll
@@ -193,20 +204,18 @@ __device__ void score_by_quarters(const Step<C>& step, const FirstLoads<C>& firs
           products[i][part][k] = scales[k] * (unit[i] * sums[k] - offset[i]);
         }
       }
-      if (part + kRingParts < 4) {
-        ring.copy(step, ids, part + kRingParts, parity);
+      const int ahead = part + kRingParts;
+      if (ahead < 4) {
+        ring.copy(step, ahead, parity);
       } else if (more) {
-        ring.copy(step, next_ids, part + kRingParts - 4, parity ^ 1);
+        ring.copy(step, ahead - 4, parity ^ 1);
+        if (ahead == 4) ring.copy_params(step, kPage * (tile + 2 * stride), last, parity ^ 1);
       }
       commit_copies();
       ring.advance();
     }
-    const PageParams* const params = ring.params(parity) + 2 * step.g();
+    const PageParams* const params = ring.params(parity) + 2 * step.g() + step.g() / 4;
     const float variance[2] = {f16_pair(params[0].variance).x, f16_pair(params[1].variance).x};
-    if (more) {
-      ids = next_ids;
-      next_ids = step.table()[min(kPage * (tile + 2 * stride) + entry, last)];
-    }
 #pragma unroll
     for (int i = 0; i < C::kLaneHeads; ++i) {
       const int head = step.t() + 4 * i;

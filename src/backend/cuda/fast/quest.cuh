@@ -50,7 +50,7 @@ __device__ void score_by_bounds(const Step<C>& step, const FirstLoads<C>& first)
   uint4 max[C::kDim / 32];
   const auto page_id = [&](int at) { return step.table()[::min(kTile * at + step.g(), last)]; };
   const auto load = [&](int page) {
-    const std::uint8_t* row = step.record(step.args.summaries, page) + 16 * step.t();
+    const std::uint8_t* row = step.record(kSummaries, page) + 16 * step.t();
 #pragma unroll
     for (int i = 0; i < C::kDim / 32; ++i) {
       min[i] = load_stream16(row + 64 * i);

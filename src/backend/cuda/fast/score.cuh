@@ -23,11 +23,10 @@ struct ScoreTile {
     const int pages[2] = {page0, page1};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::uint8_t* row =
-          step.record(step.args.summaries, pages[i]) + step.t() * (4 * C::kSteps);
+      const std::uint8_t* row = step.record(kSummaries, pages[i]) + step.t() * (4 * C::kSteps);
       centre[i] = load_words<C::kSteps>(row);
       deviant[i] = load_words<C::kSteps>(row + C::kDim / 2);
-      const std::uint8_t* params = step.record(step.args.params, pages[i]);
+      const std::uint8_t* params = step.record(kParams, pages[i]);
       scales[i] = load_stream4(params);
       variance[i] = load_stream4(params + 8);
     }

@@ -205,7 +205,7 @@ __device__ std::uint32_t find_page_threshold(const Step<C>& step, const PagePool
 /// Centre product of a page from its codes, for one whose distance below its tile saturated.
 template <class C>
 __device__ __noinline__ float centre_product(const Step<C> step, int physical, int mean, int head) {
-  const std::uint8_t* codes = step.record(step.args.summaries, physical) + mean * (C::kDim / 2);
+  const std::uint8_t* codes = step.record(kSummaries, physical) + mean * (C::kDim / 2);
   const std::int8_t* high = step.s.q_codes[2 * head];
   const std::int8_t* low = step.s.q_codes[2 * head + 1];
   int sum = 0;
@@ -214,7 +214,7 @@ __device__ __noinline__ float centre_product(const Step<C> step, int physical, i
     sum += code * (128 * high[d] + low[d]);
   }
   const float scale =
-      __half2float(reinterpret_cast<const __half*>(step.record(step.args.params, physical))[mean]);
+      __half2float(reinterpret_cast<const __half*>(step.record(kParams, physical))[mean]);
   return scale * (step.s.q_step[head] * static_cast<float>(sum) - 7.5F * step.s.q_sum[head]);
 }
 

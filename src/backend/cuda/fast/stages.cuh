@@ -20,14 +20,15 @@ __device__ __forceinline__ void copy_async(std::uint32_t to, const void* from, b
                "r"(inside ? 16 : 0)
                : "memory");
 }
-/// kBytes of global memory to shared memory, 8 or 16.
+/// kBytes of global memory to shared memory, 4, 8 or 16.
 template <int kBytes>
 __device__ __forceinline__ void copy_lane(void* to, const void* from) {
   const auto at = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(at), "l"(from) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(kBytes)
+                 : "memory");
   }
 }
 __device__ __forceinline__ void commit_copies() {

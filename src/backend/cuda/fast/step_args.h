@@ -12,6 +12,8 @@ struct Plane {
   std::uint32_t page_stride = 0;
 };
 
+enum PlaneId : int { kSummaries, kEstimates, kValueMeans, kParams, kKeys, kValues, kNumPlanes };
+
 /// Offsets into dynamic shared memory, one set for every block of a launch (bytes).
 ///
 /// Region A is used three times over: page scores while selecting; token weights, histogram and
@@ -40,12 +42,7 @@ struct SmemLayout {
 struct StepArgs {
   const float* q = nullptr;  ///< [B, Hq, D]
   std::int64_t q_seq_stride = 0;
-  Plane summaries;
-  Plane estimates;
-  Plane value_means;
-  Plane params;
-  Plane k;
-  Plane v;
+  Plane planes[kNumPlanes];
   std::int32_t k_token_stride = 0;  ///< bytes
   std::int32_t v_token_stride = 0;
   const std::int32_t* block_table = nullptr;
@@ -92,8 +89,10 @@ inline constexpr int kStamps = 16;
 
 /// Parts of four pages with four means that a warp has on their way.
 inline constexpr int kRingParts = 3;
-/// Bytes of a warp's ring: parts, and the scales of two tiles of 16 pages.
-constexpr int ring_bytes(int dim) { return kRingParts * 8 * dim + 2 * 16 * 16; }
+/// Places for the scales of 16 pages.
+inline constexpr int kParamSlots = 17;
+/// Bytes of a warp's ring: parts, and the scales and ids of two tiles of 16 pages.
+constexpr int ring_bytes(int dim) { return kRingParts * 8 * dim + 2 * (kParamSlots * 16 + 16 * 4); }
 
 /// Centre products of a candidate page and head that are kept in shared memory, of a format with
 /// `means`; four are made again where they are used, and the one number is for the dropped weights.

@@ -74,7 +74,14 @@ __global__ void __launch_bounds__(C::kThreads, C::kCluster == 1 ? 1024 / C::kThr
                      step.tid()];
   }
   if (step.tid() < 8) step.s.own_count[step.tid()] = 0;
-  if (step.tid() == 0) step.s.select_total = step.s.select_forced = 0;
+  if (step.tid() == 0) {
+    step.s.select_total = step.s.select_forced = 0;
+    step.s.table = args.block_table + seq * args.table_stride;
+  }
+  if (step.tid() < kNumPlanes) {
+    const Plane& plane = args.planes[step.tid()];
+    step.s.planes[step.tid()] = plane.data + kv_head * plane.head_stride;
+  }
   clear_select_bins(step);
   if (step.warp() == 0) {
     // Each head's p, or the largest for their mean.

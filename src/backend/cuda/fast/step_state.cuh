@@ -67,7 +67,7 @@ template <class C>
 struct Fixed {
   Problem problem;
   /// Row 2 h holds the high parts of head h's query in steps of q_step, row 2 h + 1 the low parts.
-  alignas(16) std::int8_t q_codes[C::kQueryRows][C::kDim];
+  alignas(16) std::int8_t q_codes[C::kQueryRows][C::kDim + 16];
   /// Scaled query as attention takes it: rows of high parts, then of low parts.
   alignas(16) std::uint16_t q_rows[C::kQueryRows][C::kDim + C::kRowPad];
   /// Its negative and positive channels in bf16, for Quest's min and max vectors.
@@ -102,6 +102,8 @@ struct Fixed {
   std::uint32_t select_forced;
   float estimate_max[C::kCluster][8];
   float dropped_mass[C::kCluster][8];
+  const std::uint8_t* planes[kNumPlanes];  ///< of this KV head
+  const std::int32_t* table;               ///< of this sequence
 };
 
 /// One block's view of its problem. What it knows of the problem is in shared memory, so that it
@@ -122,9 +124,7 @@ struct Step {
   [[nodiscard]] __device__ int kv_head() const { return s.problem.kv_head; }
   [[nodiscard]] __device__ int n() const { return s.problem.n; }
   [[nodiscard]] __device__ int sealed() const { return s.problem.n / kPage; }
-  [[nodiscard]] __device__ const std::int32_t* table() const {
-    return args.block_table + seq() * args.table_stride;
-  }
+  [[nodiscard]] __device__ const std::int32_t* table() const { return s.table; }
   // After selection: candidates with the open page, and this block's run of them. The last block
   // owns the open page.
   [[nodiscard]] __device__ int sealed_candidates() const { return s.problem.sealed_candidates; }
@@ -198,9 +198,9 @@ struct Step {
   }
 
   [[nodiscard]] __device__ int problem() const { return seq() * args.num_kv_heads + kv_head(); }
-  [[nodiscard]] __device__ const std::uint8_t* record(const Plane& plane, int page) const {
-    return plane.data + kv_head() * plane.head_stride +
-           static_cast<std::uint64_t>(static_cast<std::uint32_t>(page)) * plane.page_stride;
+  [[nodiscard]] __device__ const std::uint8_t* record(PlaneId plane, int page) const {
+    return s.planes[plane] + static_cast<std::uint64_t>(static_cast<std::uint32_t>(page)) *
+                                 args.planes[plane].page_stride;
   }
   __device__ void stamp(int i) const {
     if (args.stamps != nullptr && tid() == 0 && rank() == 0) {
@@ -212,11 +212,11 @@ struct Step {
 
 /// Address of a row, physical page * 16 + slot.
 template <class C>
-__device__ __forceinline__ const std::uint8_t* row_address(const Step<C>& step, const Plane& plane,
+__device__ __forceinline__ const std::uint8_t* row_address(const Step<C>& step, PlaneId plane,
                                                            std::int32_t token_stride,
                                                            std::uint32_t row) {
   return step.record(plane, static_cast<int>(row / kPage)) +
-         static_cast<std::int64_t>(row % kPage) * token_stride;
+         std::uint64_t{row % kPage} * static_cast<std::uint32_t>(token_stride);
 }
 
 /// Bits of rotation_sign for channels 32 i .. 32 i + 31, set where it is -1.
@@ -255,7 +255,6 @@ struct FirstLoads {
     const int stride = C::kWarps * C::kCluster;
     if constexpr (C::kCentresAgain) {  // entry lane % 16 of the tile
       pages[0] = table[min(16 * tile + lane % 16, most)];
-      next[0] = table[min(16 * (tile + stride) + lane % 16, most)];
       return;
     }
     constexpr int kTile = C::kPaper ? 8 : 16;
@@ -377,10 +376,13 @@ struct QueryCodes {
   __device__ void load(const Step<C>& step) {
 #pragma unroll
     for (int i = 0; i < C::kLaneHeads; ++i) {
-      const auto* row = reinterpret_cast<const std::uint32_t*>(
+      const auto* row = reinterpret_cast<const uint4*>(
           &step.s.q_codes[8 * i + step.g()][step.t() * (C::kDim / 4)]);
 #pragma unroll
-      for (int j = 0; j < 2 * C::kSteps; ++j) b[i][j] = row[j];
+      for (int j = 0; j < 2 * C::kSteps; j += 4) {
+        const uint4 words = row[j / 4];
+        b[i][j] = words.x, b[i][j + 1] = words.y, b[i][j + 2] = words.z, b[i][j + 3] = words.w;
+      }
     }
   }
 };
