@@ -170,17 +170,21 @@ bool Attention::begin(std::span<Sequence* const> sequences, std::int32_t tokens_
   return true;
 }
 
+AppendKvParams Attention::Impl::append_params(std::int32_t layer, const float* k,
+                                              const float* v) const {
+  const std::int64_t stride = std::int64_t{cache.options.num_kv_heads} * cache.options.head_dim;
+  return {view(layer), k, v, stride, stride, slots, static_cast<std::int32_t>(plan.slots.size())};
+}
+
+void Attention::Impl::seal(std::int32_t layer) {
+  if (plan.sealed_pages.empty()) return;
+  cache.backend().seal_pages({view(layer), cache.storage.index(layer), sealed,
+                              static_cast<std::int32_t>(plan.sealed_pages.size())});
+}
+
 void Attention::append(std::int32_t layer, const float* k, const float* v) {
-  Impl& im = *impl_;
-  const std::int64_t stride =
-      std::int64_t{im.cache.options.num_kv_heads} * im.cache.options.head_dim;
-  const PagedKvView kv = im.view(layer);
-  im.cache.backend().append_kv(
-      {kv, k, v, stride, stride, im.slots, static_cast<std::int32_t>(im.plan.slots.size())});
-  if (!im.plan.sealed_pages.empty()) {
-    im.cache.backend().seal_pages({kv, im.cache.storage.index(layer), im.sealed,
-                                   static_cast<std::int32_t>(im.plan.sealed_pages.size())});
-  }
+  impl_->cache.backend().append_kv(impl_->append_params(layer, k, v));
+  impl_->seal(layer);
 }
 
 void Attention::decode(std::int32_t layer, const float* q, float* out) {

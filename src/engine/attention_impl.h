@@ -20,6 +20,11 @@ struct Attention::Impl {
     tables.apply(kv);
     return kv;
   }
+  /// What appends the new tokens' keys and values to a layer, rows packed.
+  [[nodiscard]] AppendKvParams append_params(std::int32_t layer, const float* k,
+                                             const float* v) const;
+  /// Seals a layer's pages that the new tokens filled, once they are appended.
+  void seal(std::int32_t layer);
   /// All but the buffers of q and out.
   [[nodiscard]] DecodeStepParams step_params(std::int32_t layer) const;
   /// Puts the plan where ops read it.

@@ -23,9 +23,10 @@ class PrefillPort final : public AttentionPort {
  public:
   PrefillPort(Attention& attention, bool full_precision)
       : attention_(attention), full_precision_(full_precision) {}
-  void append(std::int32_t layer, const float* k, const float* v) override {
-    attention_.append(layer, k, v);
+  AppendKvParams append_params(std::int32_t layer, const float* k, const float* v) override {
+    return attention_.impl().append_params(layer, k, v);
   }
+  void seal(std::int32_t layer) override { attention_.impl().seal(layer); }
   void attend(std::int32_t layer, const float* q, float* out) override {
     attention_.prefill(layer, q, out, full_precision_);
   }
@@ -42,9 +43,10 @@ class DecodePort final : public AttentionPort {
   /// `q_floats` is the size of the queries, which the observer sees in host memory.
   DecodePort(Attention& attention, const QueryObserver& observer, std::size_t q_floats)
       : attention_(attention), observer_(observer), q_floats_(q_floats) {}
-  void append(std::int32_t layer, const float* k, const float* v) override {
-    attention_.append(layer, k, v);
+  AppendKvParams append_params(std::int32_t layer, const float* k, const float* v) override {
+    return attention_.impl().append_params(layer, k, v);
   }
+  void seal(std::int32_t layer) override { attention_.impl().seal(layer); }
   void attend(std::int32_t layer, const float* q, float* out) override {
     if (observer_) observe(layer, q);
     attention_.decode(layer, q, out);

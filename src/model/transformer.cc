@@ -247,9 +247,11 @@ void Transformer::run_layers(AttentionPort& attention) {
   };
   ProjectParams project = project_of(layers_.front());
   backend_.project(project);
+  AppendKvParams append = attention.append_params(0, k_, v_);
+  backend_.append_kv(append);
   for (std::int32_t i = 0; i < config_.num_layers; ++i) {
     const Layer& layer = layers_[static_cast<std::size_t>(i)];
-    attention.append(i, k_, v_);
+    attention.seal(i);
     attention.attend(i, q_, mixed_);
     AdvanceLayerParams advance;
     advance.out = linear(mixed_, layer.o_proj, layer.o_bias, hidden_, rows, true);
@@ -261,6 +263,8 @@ void Transformer::run_layers(AttentionPort& attention) {
     if (i + 1 < config_.num_layers) {
       project = project_of(layers_[static_cast<std::size_t>(i) + 1]);
       advance.next = &project;
+      append = attention.append_params(i + 1, k_, v_);
+      advance.append = &append;
     }
     backend_.advance_layer(advance);
   }

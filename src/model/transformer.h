@@ -20,9 +20,11 @@ class AttentionPort {
  public:
   virtual ~AttentionPort();
 
-  /// Takes the rotated keys and the values of the new tokens in, [T, Hkv, D] with rows packed, in
-  /// the backend's memory as all buffers are.
-  virtual void append(std::int32_t layer, const float* k, const float* v) = 0;
+  /// What appends the rotated keys and the values of the new tokens, [T, Hkv, D] with rows packed,
+  /// in the backend's memory as all buffers are.
+  virtual AppendKvParams append_params(std::int32_t layer, const float* k, const float* v) = 0;
+  /// Once they are appended.
+  virtual void seal(std::int32_t layer) = 0;
   /// Writes [T, Hq, D] for queries [T, Hq, D], rows packed.
   virtual void attend(std::int32_t layer, const float* q, float* out) = 0;
 };

@@ -195,6 +195,7 @@ void Backend::do_advance_layer(const AdvanceLayerParams& params) {
   do_linear(params.out);
   do_feed_forward(params.feed);
   if (params.next != nullptr) do_project(*params.next);
+  if (params.append != nullptr) do_append_kv(*params.append);
 }
 
 }  // namespace twilight

@@ -117,7 +117,7 @@ class Backend {
   /// what their parameters call scratch, and round where `linear` would.
   void project(const ProjectParams& params);
   void feed_forward(const FeedForwardParams& params);
-  /// Same results as `linear`, `feed_forward` and `project`, up to the order of sums.
+  /// Same results as `linear`, `feed_forward`, `project` and `append_kv`, up to the order of sums.
   void advance_layer(const AdvanceLayerParams& params);
   void count_tail(const CountTailParams& params, Workspace workspace);
 

@@ -45,11 +45,12 @@ struct FeedForwardParams {
 };
 
 /// From attention's output to the next attention's inputs: hidden += out(x), feed_forward, then the
-/// next layer's `project`.
+/// next layer's `project` and `append_kv`.
 struct AdvanceLayerParams {
   LinearParams out;  ///< adding to feed.norm.x
   FeedForwardParams feed;
-  const ProjectParams* next = nullptr;  ///< of feed.norm.x; null after the last layer
+  const ProjectParams* next = nullptr;     ///< of feed.norm.x; null after the last layer
+  const AppendKvParams* append = nullptr;  ///< of next's k and v; null: they go to no cache
 };
 
 /// Number of the largest of each row, the first of equal ones; -1 where a row holds NaN or has no

@@ -94,11 +94,24 @@ void validate(const AdvanceLayerParams& params) {
                 linear->weight.rows == norm.hidden && linear->y_stride == norm.hidden,
             check.op, "out and down that add to other rows than feed.norm.x, accepted those");
   }
-  if (params.next == nullptr) return;
+  if (params.next == nullptr) {
+    require(params.append == nullptr, check.op, "append without next, accepted with it");
+    return;
+  }
   validate(*params.next);
   require(params.next->norm.x == norm.x && params.next->norm.num_rows == norm.num_rows &&
               params.next->norm.hidden == norm.hidden,
           check.op, "next of other rows than feed.norm.x, accepted those");
+  if (params.append == nullptr) return;
+  const AppendKvParams& append = *params.append;
+  const LinearParams& k = params.next->k;
+  const LinearParams& v = params.next->v;
+  validate(append);
+  require(append.k == k.y && append.v == v.y && append.k_token_stride == k.y_stride &&
+              append.v_token_stride == v.y_stride && append.num_tokens == k.num_rows &&
+              std::int64_t{append.kv.num_kv_heads} * append.kv.head_dim == k.weight.rows &&
+              v.weight.rows == k.weight.rows,
+          check.op, "append of other rows than next.k and next.v, accepted those");
 }
 
 void validate(const CountTailParams& params) {

@@ -202,6 +202,14 @@ class MirroredBackend::Transfer {
     rope(p.q_rope);
     rope(p.k_rope);
   }
+  /// All but k and v.
+  void append(AppendKvParams& p) {
+    const std::int64_t last = *std::max_element(p.slots, p.slots + p.num_tokens) / p.kv.page_size;
+    p.slots = in(p.slots, p.num_tokens);
+    const PagedKvView kv = p.kv;
+    plane(p.kv.k, kv, last, true);
+    plane(p.kv.v, kv, last, true);
+  }
   void feed(FeedForwardParams& p) {
     norm(p.norm);
     p.gate.x = p.up.x = p.norm.y;
@@ -260,14 +268,10 @@ void MirroredBackend::do_append_kv(const AppendKvParams& params) {
   AppendKvParams p = params;
   if (p.num_tokens == 0) return;
   Transfer t(*this);
-  const std::int64_t last = *std::max_element(p.slots, p.slots + p.num_tokens) / p.kv.page_size;
   const std::int64_t row = std::int64_t{p.kv.num_kv_heads} * p.kv.head_dim;
   p.k = t.in(p.k, (p.num_tokens - 1) * p.k_token_stride + row);
   p.v = t.in(p.v, (p.num_tokens - 1) * p.v_token_stride + row);
-  p.slots = t.in(p.slots, p.num_tokens);
-  const PagedKvView kv = p.kv;
-  t.plane(p.kv.k, kv, last, true);
-  t.plane(p.kv.v, kv, last, true);
+  t.append(p);
   inner_->append_kv(p);
   t.finish();
 }
@@ -505,6 +509,14 @@ void MirroredBackend::do_advance_layer(const AdvanceLayerParams& params) {
     next = *p.next;
     t.project(next);
     p.next = &next;
+  }
+  AppendKvParams append;
+  if (p.append != nullptr) {
+    append = *p.append;
+    append.k = next.k.y;
+    append.v = next.v.y;
+    t.append(append);
+    p.append = &append;
   }
   inner_->advance_layer(p);
   t.finish();

@@ -57,7 +57,7 @@ class Layer {
   /// `place(values)` says where values lie for the backend; rows [first, first + rows).
   template <typename Place>
   AdvanceLayerParams params(const Place& place, std::int32_t first, std::int32_t rows,
-                            ProjectParams& next) {
+                            ProjectParams& next, AppendKvParams& append) {
     set_rows(first, rows);
     float* const hidden = place(hidden_now);
     float* const normed = place(normed_);
@@ -102,15 +102,40 @@ class Layer {
     next.k_rope.token_stride = kv_rows;
     next.k_rope.num_heads = c_.kv_heads;
     p.next = &next;
+    append = {cache(place), next.k.y, next.v.y, kv_rows, kv_rows, place(slots_) + first, rows};
+    p.append = &append;
     return p;
+  }
+
+  /// The cache holds what k and v round to, at the slots of the rows and nowhere else.
+  void expect_appended(std::int32_t first) const {
+    for (const bool keys : {true, false}) {
+      const std::vector<float>& rows = keys ? k : v;
+      std::vector<std::uint16_t> want(k_cache_.size(), kPoison);
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        const auto row = static_cast<std::int64_t>(i) / kv_size_;
+        const auto channel = static_cast<std::int64_t>(i) % kv_size_;
+        const std::int64_t slot = slots_[static_cast<std::size_t>(first + row)];
+        const std::int64_t page = (channel / c_.head_dim * kPages + slot / kPageSize) * kPageSize;
+        const std::int64_t at = (page + slot % kPageSize) * c_.head_dim + channel % c_.head_dim;
+        want[static_cast<std::size_t>(at)] =
+            c_.dtype == DType::kBf16 ? f32_to_bf16(rows[i]) : f32_to_f16(rows[i]);
+      }
+      EXPECT_EQ(keys ? k_cache_ : v_cache_, want) << (keys ? "keys" : "values");
+    }
   }
 
   /// Hidden rows, q, k and v after a call on host memory.
   std::vector<std::vector<float>> run(Backend& backend, std::int32_t first, std::int32_t rows) {
     ProjectParams next;
-    backend.advance_layer(params([](auto& values) { return values.data(); }, first, rows, next));
+    AppendKvParams append;
+    backend.advance_layer(
+        params([](auto& values) { return values.data(); }, first, rows, next, append));
     std::vector<std::vector<float>> out = {hidden_now};
-    if (c_.next) out.insert(out.end(), {q, k, v});
+    if (c_.next) {
+      out.insert(out.end(), {q, k, v});
+      expect_appended(first);
+    }
     return out;
   }
 
@@ -131,7 +156,29 @@ class Layer {
     q.assign(count * static_cast<std::size_t>(c_.q_heads * c_.head_dim), 42.0F);
     k.assign(count * static_cast<std::size_t>(c_.kv_heads * c_.head_dim), 42.0F);
     v = k;
+    k_cache_.assign(static_cast<std::size_t>(kPages * kPageSize * kv_size_), kPoison);
+    v_cache_ = k_cache_;
+    slots_.resize(static_cast<std::size_t>(c_.m));
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      slots_[i] = static_cast<std::int64_t>(i) * 37 % (kPages * kPageSize);
+    }
   }
+  template <typename Place>
+  PagedKvView cache(const Place& place) {
+    PagedKvView kv;
+    kv.dtype = c_.dtype;
+    kv.num_kv_heads = c_.kv_heads;
+    kv.head_dim = c_.head_dim;
+    kv.page_size = kPageSize;
+    const std::int64_t page = std::int64_t{kPageSize} * c_.head_dim;
+    kv.k = {reinterpret_cast<std::byte*>(place(k_cache_)), page, page * kPages, c_.head_dim};
+    kv.v = {reinterpret_cast<std::byte*>(place(v_cache_)), page, page * kPages, c_.head_dim};
+    return kv;
+  }
+
+  static constexpr std::int32_t kPageSize = 16;
+  static constexpr std::int64_t kPages = 9;
+  static constexpr std::uint16_t kPoison = 0x7bcd;
 
   LayerCase c_;
   std::int64_t q_size_ = std::int64_t{c_.q_heads} * c_.head_dim;
@@ -155,6 +202,8 @@ class Layer {
   std::vector<std::uint16_t> k_w_ = matrix(13, kv_size_, c_.hidden, c_.dtype);
   std::vector<std::uint16_t> v_w_ = matrix(14, kv_size_, c_.hidden, c_.dtype);
   std::vector<float> normed_, gate_, up_;
+  std::vector<std::uint16_t> k_cache_, v_cache_;
+  std::vector<std::int64_t> slots_;
 };
 
 class LayerCuda : public ::testing::TestWithParam<LayerCase> {};
@@ -204,7 +253,8 @@ TEST_P(LayerCuda, ReplaysGiveTheSameBits) {
     return buffer.as<T>();
   };
   ProjectParams next;
-  const AdvanceLayerParams p = layer.params(place, 0, c.m, next);
+  AppendKvParams append;
+  const AdvanceLayerParams p = layer.params(place, 0, c.m, next, append);
   const auto outputs = [&] {
     std::vector<std::vector<float>> out = {layer.hidden_now};
     memory.download(out[0].data(), p.out.y, out[0].size() * sizeof(float));

@@ -203,9 +203,31 @@ TEST_F(BlockGroups, AdvanceLayerIsItsParts) {
   next.q_rope = {q.data(), 8, kRows, 2, kDim, cos_.data(), cos_.data()};
   next.k_rope = {k.data(), 4, kRows, 1, kDim, cos_.data(), cos_.data()};
   p.next = &next;
+  // Two pages of two tokens, head-major.
+  std::vector<float> k_cache(16, 42.0F), v_cache(16, 42.0F);
+  std::vector<std::int64_t> slots(kRows);
+  for (int i = 0; i < kRows; ++i) slots[static_cast<std::size_t>(i)] = (i + 1) % 4;
+  AppendKvParams append;
+  append.kv.dtype = DType::kF32;
+  append.kv.num_kv_heads = 1;
+  append.kv.head_dim = 4;
+  append.kv.page_size = 2;
+  append.kv.k = {reinterpret_cast<std::byte*>(k_cache.data()), 8, 16, 4};
+  append.kv.v = {reinterpret_cast<std::byte*>(v_cache.data()), 8, 16, 4};
+  append.k = k.data();
+  append.v = v.data();
+  append.k_token_stride = append.v_token_stride = 4;
+  append.slots = slots.data();
+  append.num_tokens = kRows;
+  p.append = &append;
   const std::vector<float> before = x_;
   backend_->advance_layer(p);
   const std::vector<float> got = x_, got_q = q, got_v = v;
+  for (std::size_t i = 0; i < v.size(); ++i) {
+    const auto at = static_cast<std::size_t>(slots[i / 4]) * 4 + i % 4;
+    EXPECT_EQ(k_cache[at], k[i]);
+    EXPECT_EQ(v_cache[at], v[i]);
+  }
   EXPECT_NE(got, before);
   x_ = before;
   backend_->linear(p.out);
@@ -214,7 +236,15 @@ TEST_F(BlockGroups, AdvanceLayerIsItsParts) {
   EXPECT_EQ(got, x_);
   EXPECT_EQ(got_q, q);
   EXPECT_EQ(got_v, v);
+  AdvanceLayerParams other = p;
+  append.v = q.data();
+  expect_error(ErrorCode::kInvalidArgument, {"[advance_layer]", "append of other rows"},
+               [&] { backend_->advance_layer(other); });
+  other.next = nullptr;
+  expect_error(ErrorCode::kInvalidArgument, {"[advance_layer]", "append without next"},
+               [&] { backend_->advance_layer(other); });
   p.next = nullptr;
+  p.append = nullptr;
   x_ = before;
   q.assign(q.size(), 42.0F);
   backend_->advance_layer(p);

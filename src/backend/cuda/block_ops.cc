@@ -105,6 +105,17 @@ RowsArgs inputs_of(const ProjectParams& p, std::int32_t first, const void* x) {
   return args;
 }
 
+/// Where the layer kernel appends a plane's rows; its elements have 16 bits.
+cuda_fast::CacheRows cache_rows(const PagedKvView& kv, const PagePlane& plane) {
+  return {.data = plane.data,
+          .page_stride = plane.page_stride,
+          .head_stride = plane.head_stride,
+          .token_stride = plane.token_stride,
+          .page_size = kv.page_size,
+          .head_dim = kv.head_dim,
+          .bf16 = kv.dtype == DType::kBf16};
+}
+
 }  // namespace
 
 void CudaBackend::reserve_rows() {
@@ -238,6 +249,7 @@ bool CudaBackend::advance_together(const AdvanceLayerParams& params) {
   const DType dtype = out.weight.dtype;
   const ProjectParams* const next = params.next;
   bool takes_next = next != nullptr && project_fits(*next) && next->q.weight.dtype == dtype;
+  bool appends = false;
   const auto steps_of = [&](std::int32_t first) {
     void* const x = rows_.data();
     const auto normed = [&](const RowsArgs& rows, const RmsNormParams& norm) {
@@ -259,6 +271,12 @@ bool CudaBackend::advance_together(const AdvanceLayerParams& params) {
     args.step[args.num_steps++] = normed(gate_of(feed, first, x, gated_rows_.data()), feed.norm);
     args.step[args.num_steps++].rows = product_of(feed.down, first, gated_rows_.data());
     if (takes_next) args.step[args.num_steps++] = normed(inputs_of(*next, first, x), next->norm);
+    if (appends) {
+      const AppendKvParams& append = *params.append;
+      args.cache[1] = cache_rows(append.kv, append.kv.k);
+      args.cache[2] = cache_rows(append.kv, append.kv.v);
+      args.slots = append.slots + first;
+    }
     return args;
   };
   const LayerArgs all = steps_of(0);
@@ -270,12 +288,16 @@ bool CudaBackend::advance_together(const AdvanceLayerParams& params) {
   if (layer_memory_.size() == 0) {
     layer_memory_ = DeviceBuffer(memory_, cuda_fast::layer_bytes(layer_device_));
   }
+  // Keys that are normed after their product are rotated after it as well.
+  appends = params.append != nullptr && takes_next && rotates(*next) &&
+            params.append->kv.dtype != DType::kF32;
   for (std::int32_t first = 0; first < out.num_rows; first += kMaxLinearRows) {
     cuda_fast::layer_products(steps_of(first), dtype, layer_device_, layer_memory_.data(),
                               stream_.get());
   }
   if (takes_next && !rotates(*next)) norm_and_rotate(*next);
   if (next != nullptr && !takes_next) do_project(*next);
+  if (params.append != nullptr && !appends) do_append_kv(*params.append);
   return true;
 }
 

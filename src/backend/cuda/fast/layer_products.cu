@@ -74,8 +74,8 @@ __device__ __forceinline__ void multiply(const LayerArgs& args, const LayerStep&
       const std::uint32_t weights = ring.base + place.stage * Layout::kBytes;
       const std::uint32_t x = weights + kBandBytes + first_column * 8 * kStageColumns * 2;
       if (inside) multiply_stage<E, kMine>(sum, weights, x, warp, lane);
-      __syncwarp();
-      if (lane == 0) arrive(ring.free(place.stage));
+      // Every lane for itself: compute-sanitizer does not follow one that arrives for its warp.
+      arrive(ring.free(place.stage));
       place.advance(ring.stages);
     }
     if (!inside) continue;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kLayerThreads, 1)
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < args.ring) {
     init_barrier(ring.full(thread), kWeightThreads + 32);
-    init_barrier(ring.free(thread), kBandTiles * Layout::kSharing);
+    init_barrier(ring.free(thread), 32 * kBandTiles * Layout::kSharing);
   }
   __syncthreads();
   if (thread >= kMathThreads + kWeightThreads) {

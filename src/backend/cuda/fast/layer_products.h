@@ -36,9 +36,24 @@ struct LayerStep {
   bool whole = false;       ///< a block has whole bands
 };
 
+/// One plane of a paged cache of bf16 or f16 rows, strides in elements.
+struct CacheRows {
+  void* data = nullptr;  ///< null: none
+  std::int64_t page_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t token_stride = 0;
+  std::int32_t page_size = 0;
+  std::int32_t head_dim = 0;
+  bool bf16 = false;
+};
+
 struct LayerArgs {
   LayerStep step[kMostLayerSteps];
   std::int32_t num_steps = 0;
+  /// Where products of the last step's matrices go besides: row n to slot slots[n], page * P +
+  /// offset.
+  CacheRows cache[3];
+  const std::int64_t* slots = nullptr;
 
   // Set by the launcher.
   std::int32_t ring = 0;  ///< stages in shared memory

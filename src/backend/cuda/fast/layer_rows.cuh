@@ -1,6 +1,7 @@
 #ifndef TWILIGHT_BACKEND_CUDA_FAST_LAYER_ROWS_CUH_
 #define TWILIGHT_BACKEND_CUDA_FAST_LAYER_ROWS_CUH_
 
+#include "backend/cuda/device/elements.cuh"
 #include "backend/cuda/fast/layer_ring.cuh"
 
 /// layer_products.cu: sums of a step's parts and rows of x, by the warps that multiply.
@@ -185,6 +186,21 @@ __device__ __forceinline__ void norm_x(const LayerArgs& args, int s, int n,
   }
 }
 
+/// Row n's channel `channel` over all heads, into the cache.
+__device__ __forceinline__ void append(const CacheRows& cache, std::int64_t slot, int channel,
+                                       float value) {
+  const std::int64_t page = slot / cache.page_size;
+  const int head = channel / cache.head_dim;
+  const std::int64_t at = page * cache.page_stride + head * cache.head_stride +
+                          (slot - page * cache.page_size) * cache.token_stride + channel -
+                          head * cache.head_dim;
+  if (cache.bf16) {
+    cuda::store_element(static_cast<Bf16*>(cache.data) + at, value);
+  } else {
+    cuda::store_element(static_cast<Half*>(cache.data) + at, value);
+  }
+}
+
 /// Adds the parts of the last step's bands.
 template <typename E, int kColumns>
 __device__ __forceinline__ void finish_parts(const LayerArgs& args, const LayerStep& step,
@@ -214,7 +230,12 @@ __device__ __forceinline__ void finish_parts(const LayerArgs& args, const LayerS
       vb += __ldcg(p + 8);
     }
     const Tile tile = tile_of(step.rows, number);
-    finish<E>(step.rows, *tile.matrix, n, tile.a + row, tile.b + row, va, vb);
+    const float2 y = finish<E>(step.rows, *tile.matrix, n, tile.a + row, tile.b + row, va, vb);
+    const CacheRows& cache = args.cache[tile.matrix - step.rows.matrix];
+    if (cache.data == nullptr) continue;
+    const std::int64_t slot = args.slots[n];
+    if (tile.a + row < tile.matrix->rows) append(cache, slot, tile.a + row, y.x);
+    if (tile.b + row < tile.matrix->rows) append(cache, slot, tile.b + row, y.y);
   }
 }
 

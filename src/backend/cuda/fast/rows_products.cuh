@@ -27,20 +27,20 @@ __device__ __forceinline__ std::uint32_t round_pair(float lo, float hi) {
 }
 
 /// Bias, rotation, gate and residual of two sums of row n of x: matrix rows `a` and `b`. What it
-/// adds to may have been written by another block of the same launch.
+/// adds to may have been written by another block of the same launch. Returns what it stored.
 template <typename E>
-__device__ __forceinline__ void finish(const RowsArgs& args, const RowsMatrix& matrix, int n, int a,
-                                       int b, float va, float vb) {
+__device__ __forceinline__ float2 finish(const RowsArgs& args, const RowsMatrix& matrix, int n,
+                                         int a, int b, float va, float vb) {
   const bool has_a = a < matrix.rows;
   if (matrix.bias != nullptr && has_a) va += matrix.bias[a];
   if (matrix.use == RowsMatrix::Use::kGate) {
-    if (!has_a) return;
+    if (!has_a) return {};
     if (matrix.up_bias != nullptr) vb += matrix.up_bias[a];
     const float value = va / (1.0F + expf(-va)) * vb;
     const std::uint32_t pair = round_pair<E>(value, 0.0F);
     static_cast<std::uint16_t*>(matrix.act)[std::int64_t{n} * matrix.rows + a] =
         static_cast<std::uint16_t>(pair);
-    return;
+    return {};
   }
   const bool has_b = b < matrix.rows;
   if (matrix.bias != nullptr && has_b) vb += matrix.bias[b];
@@ -59,6 +59,7 @@ __device__ __forceinline__ void finish(const RowsArgs& args, const RowsMatrix& m
   }
   if (has_a) y[a] = va;
   if (has_b) y[b] = vb;
+  return make_float2(va, vb);
 }
 
 /// Where a tile's rows come from.
