@@ -249,7 +249,7 @@ bool CudaBackend::advance_together(const AdvanceLayerParams& params) {
   const DType dtype = out.weight.dtype;
   const ProjectParams* const next = params.next;
   bool takes_next = next != nullptr && project_fits(*next) && next->q.weight.dtype == dtype;
-  bool appends = false;
+  bool appends = false;  // in the kernel; known once the steps are
   const auto steps_of = [&](std::int32_t first) {
     void* const x = rows_.data();
     const auto normed = [&](const RowsArgs& rows, const RmsNormParams& norm) {

@@ -27,7 +27,7 @@ __device__ __forceinline__ std::uint32_t round_pair(float lo, float hi) {
 }
 
 /// Bias, rotation, gate and residual of two sums of row n of x: matrix rows `a` and `b`. What it
-/// adds to may have been written by another block of the same launch. Returns what it stored.
+/// adds to may have been written by another block of the same launch. Returns what it stored in y.
 template <typename E>
 __device__ __forceinline__ float2 finish(const RowsArgs& args, const RowsMatrix& matrix, int n,
                                          int a, int b, float va, float vb) {

@@ -12,6 +12,7 @@ struct Plane {
   std::uint32_t page_stride = 0;
 };
 
+/// What a step reads by physical page.
 enum PlaneId : int { kSummaries, kEstimates, kValueMeans, kParams, kKeys, kValues, kNumPlanes };
 
 /// Offsets into dynamic shared memory, one set for every block of a launch (bytes).
