@@ -205,7 +205,7 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
   QueryCodes<C> q;
   q.load(step);
   heads.load(step);
-  const std::uint8_t* codes_at = step.s.planes[kEstimates];
+  const std::uint8_t* codes_at = step.plane(kEstimates);
   const std::uint8_t* scales_at =
       codes_at + (C::kPaper ? 256 * C::kSteps + 8 * step.g() : 128 * C::kSteps + 4 * step.g());
   codes_at += C::kPaper ? 16 * step.lane() : 4 * C::kSteps * step.lane();
@@ -238,12 +238,14 @@ __device__ void estimate_weights(const Step<C>& step, EstimateHeads<C>& heads) {
       if (i + 2 * kW >= count) break;
       a[0].load(step, codes_at, scales_at, min(i + 4 * kW, end));
       a[1].load(step, codes_at, scales_at, min(i + 5 * kW, end));
-      if constexpr (C::kCentresAgain) again.load(step, i + 4 * kW);
+      // Half a round ahead of their use; with eight heads that would spill what they replace.
+      if constexpr (C::kCentresAgain && C::kLaneHeads == 1) again.load(step, i + 4 * kW);
       estimate(b[0], 2);
       if (i + 3 * kW < count) estimate(b[1], 3);
       if (i + 4 * kW >= count) break;
       b[0].load(step, codes_at, scales_at, min(i + 6 * kW, end));
       b[1].load(step, codes_at, scales_at, min(i + 7 * kW, end));
+      if constexpr (C::kCentresAgain && C::kLaneHeads > 1) again.load(step, i + 4 * kW);
       i += 4 * kW;
     }
   }

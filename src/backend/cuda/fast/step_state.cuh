@@ -198,9 +198,18 @@ struct Step {
   }
 
   [[nodiscard]] __device__ int problem() const { return seq() * args.num_kv_heads + kv_head(); }
-  [[nodiscard]] __device__ const std::uint8_t* record(PlaneId plane, int page) const {
-    return s.planes[plane] + static_cast<std::uint64_t>(static_cast<std::uint32_t>(page)) *
-                                 args.planes[plane].page_stride;
+  /// A plane's records of this KV head.
+  [[nodiscard]] __device__ const std::uint8_t* plane(PlaneId id) const {
+    // Eight heads leave few registers: there the compiler spills what it loads from shared memory,
+    // and less of what it multiplies anew.
+    if constexpr (C::kLaneHeads > 1) {
+      return args.planes[id].data + kv_head() * args.planes[id].head_stride;
+    }
+    return s.planes[id];
+  }
+  [[nodiscard]] __device__ const std::uint8_t* record(PlaneId id, int page) const {
+    return plane(id) + static_cast<std::uint64_t>(static_cast<std::uint32_t>(page)) *
+                           args.planes[id].page_stride;
   }
   __device__ void stamp(int i) const {
     if (args.stamps != nullptr && tid() == 0 && rank() == 0) {
