@@ -137,13 +137,11 @@ KeyIndexView KvStorage::index(std::int32_t layer) const {
   view.value_page_stride = value_stride(options_);
   view.value_head_stride = view.value_page_stride * options_.num_pages;
   view.params = pools.params.data();
-  view.params_page_stride = params_stride(options_);
-  view.params_head_stride = view.params_page_stride * options_.num_pages;
-  if (options_.index.layout == IndexLayout::kMma) {
-    // A GPU reads 32 bytes at least, two records, and its blocks walk the heads of a page together.
-    view.params_head_stride = view.params_page_stride;
-    view.params_page_stride *= options_.num_kv_heads;
-  }
+  // Page by page for a GPU, which reads 32 bytes at least, two records, and whose blocks walk the
+  // heads of a page together.
+  const bool by_page = options_.index.layout == IndexLayout::kMma;
+  view.params_page_stride = params_stride(options_) * (by_page ? options_.num_kv_heads : 1);
+  view.params_head_stride = params_stride(options_) * (by_page ? 1 : options_.num_pages);
   if (options_.index.summary == SummaryKind::kLabels && !labels_.empty()) {
     view.labels = labels_.data() +
                   std::int64_t{layer} * options_.num_kv_heads * options_.index.label_channels;

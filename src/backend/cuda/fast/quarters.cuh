@@ -113,7 +113,8 @@ struct SummaryRing {
   [[nodiscard]] __device__ std::uint8_t* codes(const Step<C>& step, int k) const {
     return memory + slot * kPartBytes + (32 * k + step.lane()) * kLaneBytes;
   }
-  /// Of the tile's first page. Those of pages 8 to 15 lie one place further: other banks.
+  /// Of the tile's first page; page i's lie i + i / 8 places on, so that halves of a tile meet no
+  /// bank twice.
   [[nodiscard]] __device__ PageParams* params(int parity) const {
     return reinterpret_cast<PageParams*>(memory + kRingParts * kPartBytes) + parity * kParamSlots;
   }

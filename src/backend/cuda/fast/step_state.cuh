@@ -67,6 +67,7 @@ template <class C>
 struct Fixed {
   Problem problem;
   /// Row 2 h holds the high parts of head h's query in steps of q_step, row 2 h + 1 the low parts.
+  /// 16 bytes more a row: eight rows of one piece meet no bank twice.
   alignas(16) std::int8_t q_codes[C::kQueryRows][C::kDim + 16];
   /// Scaled query as attention takes it: rows of high parts, then of low parts.
   alignas(16) std::uint16_t q_rows[C::kQueryRows][C::kDim + C::kRowPad];
